@@ -1,0 +1,105 @@
+"""What the tests share: a copy of the project to run things in, a small synthetic set, and the record of slow tests."""
+import datetime
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted(o for o in (ROOT/"nbs").rglob("*.ipynb") if not any(p[0] in "_." for p in o.relative_to(ROOT).parts))
+COPIED = ("nbs", "configs", "cxr_nbdev", "settings.ini", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "_quarto.yml", "Makefile", "tools",
+          "constraints.txt")
+# One thread a process: the tests run side by side, and threads that wait for each other cost more than they bring.
+ENV = {"OMP_NUM_THREADS": "1", "NO_ALBUMENTATIONS_UPDATE": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "agg",
+       "JUPYTER_PREFER_ENV_PATH": "1", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also what is marked slow, and the notebooks' slow and data cells")
+
+
+def pytest_collection_modifyitems(config, items):
+    skip = pytest.mark.skip(reason="slow: run by make test-slow")
+    for o in items:
+        if "slow" in o.keywords and not config.getoption("--slow"): o.add_marker(skip)
+    items.sort(key=lambda o: "test_notebooks" in o.nodeid)  # the longest first
+
+
+class Result(subprocess.CompletedProcess):
+    "A finished command; `text` is all it printed."
+    @property
+    def text(self): return self.stdout+self.stderr
+
+
+def run(command, cwd=ROOT, env=None, ok=True, timeout=900):
+    "Runs a command (a list, or a line for bash). With ok=True it must succeed, with ok=False fail, with ok=None either."
+    args = command if isinstance(command, list) else ["bash", "-c", command]
+    o = subprocess.run([str(a) for a in args], cwd=cwd, env={**os.environ, **ENV, **(env or {})}, capture_output=True, text=True, timeout=timeout,
+                       stdin=subprocess.DEVNULL)
+    o = Result(o.args, o.returncode, o.stdout, o.stderr)
+    if ok is not None and (o.returncode == 0) != ok:
+        pytest.fail(f"{command}\nended with {o.returncode} in {cwd}:\n{o.text[-6000:]}", pytrace=False)
+    return o
+
+
+def copy_project(target):
+    "The project's files, without what was built or run."
+    target.mkdir(parents=True)
+    skip = shutil.ignore_patterns(".ipynb_checkpoints", "__pycache__", ".*")
+    for name in COPIED:
+        source = ROOT/name
+        if source.is_dir(): shutil.copytree(source, target/name, symlinks=True, ignore=skip)
+        elif source.exists(): shutil.copy(source, target/name)
+    (target/"runs").mkdir()
+    return target
+
+
+@pytest.fixture
+def project(tmp_path):
+    "A fresh copy of the whole project; run things there with `cwd=project`."
+    return copy_project(tmp_path/"project")
+
+
+@pytest.fixture(scope="session")
+def small_set(tmp_path_factory):
+    "The folder of a small synthetic set in NIH's layout."
+    from cxr_nbdev.synth import make_synthetic
+    return make_synthetic(tmp_path_factory.mktemp("small")/"synthetic", n=40, size=128, seed=1)
+
+
+@pytest.fixture
+def small_env(small_set):
+    "Environment in which `data=synthetic` (and `auto`) is that small set."
+    return {"CXR_SYNTHETIC_ROOT": str(small_set), "CXR_NIH_ROOT": ""}
+
+
+@pytest.fixture
+def start(project, small_env):
+    "start('papermill nbs/04_train.ipynb ...'): runs a line in a copy of the project on the small set; `start.folder` is that copy."
+    def go(command, env=None, **kw): return run(command, cwd=project, env={**small_env, **(env or {})}, **kw)
+    go.folder = project
+    return go
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    "After `--slow`: the result becomes a page of the docs."
+    everything = [Path(o).name for o in config.args] == ["tests"] and not config.option.keyword and not config.option.markexpr
+    if not config.getoption("--slow") or not everything or hasattr(config, "workerinput"): return
+    stats = {k: terminalreporter.stats.get(k, []) for k in ("passed", "failed", "error", "skipped")}
+    seconds = {o.nodeid: o.duration for k in ("passed", "failed") for o in stats[k]}
+    skipped = {o.nodeid: (o.longrepr[2] if isinstance(o.longrepr, tuple) else str(o.longrepr)).removeprefix("Skipped: ") for o in stats["skipped"]}
+    counts = ", ".join(f"{len(v)} {k}" for k, v in stats.items() if v)
+    import torch
+    lines = ["---", "title: Last slow test", "description: The last run of `make test-slow`, with the cells and tests that take long or need real images.", "---", "",
+             f"{datetime.date.today()}: **{counts}** in {sum(seconds.values())/60:.1f} minutes of work on {os.cpu_count()} cores "
+             f"({platform.system()} {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, "
+             f"{'a GPU' if torch.cuda.is_available() else 'no GPU'}).", "", "| test | result | seconds |", "|:--|:--|--:|"]
+    failed = {o.nodeid for k in ("failed", "error") for o in stats[k]}
+    for name in sorted(seconds | skipped):
+        says = "skipped: "+skipped[name] if name in skipped else "FAILED" if name in failed else "passed"
+        lines.append(f"| {name.split('/')[-1]} | {says} | {seconds.get(name, 0):.0f} |")
+    (ROOT/"nbs/last_slow_test.qmd").write_text("\n".join(lines)+"\n", encoding="utf-8")

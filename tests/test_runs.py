@@ -1,0 +1,238 @@
+"""What a user types to train and to evaluate: papermill and the two commands, on a small set and on real images where there are some."""
+import gzip
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ENV, ROOT, run
+
+SHARED = Path(os.environ.get("CXR_SHARED") or ROOT.parent/"shared")
+TINY = "-p image_size 128 -p epochs 1 -p batch_size 6"
+real = pytest.mark.skipif(not (SHARED/"nih/images").is_dir(), reason=f"no real images in {SHARED}/nih (CXR_SHARED names another folder)")
+
+
+def load(path): return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def outputs(path):
+    "All text that a recorded notebook shows, and how many pictures."
+    outs = [o for c in load(path)["cells"] for o in c.get("outputs", [])]
+    return "\n".join("".join(o.get("text", o.get("data", {}).get("text/plain", ""))) for o in outs), sum("image/png" in o.get("data", {}) for o in outs)
+
+
+@pytest.fixture(scope="session")
+def tiny_set(tmp_path_factory):
+    "Sixteen synthetic images: one or two steps an epoch."
+    from cxr_nbdev.synth import make_synthetic
+    return make_synthetic(tmp_path_factory.mktemp("tiny")/"synthetic", n=16, size=256, seed=3)
+
+
+def test_the_line(start, tiny_set):
+    "Exactly the line of the README, then the evaluation; the injected value is found in the run, in its record and in MLflow."
+    here, env = start.folder, {"CXR_SYNTHETIC_ROOT": str(tiny_set), "OMP_NUM_THREADS": "2"}
+    start("papermill nbs/04_train.ipynb runs/exp1.ipynb -p lr 1e-4", env)
+    config, metrics = load(here/"runs/exp1/config.json"), load(here/"runs/exp1/metrics.json")
+    assert (config["lr"], config["run"], config["data"], config["data_resolved"], config["labels"]) == (1e-4, "exp1", "auto", "synthetic", "report")
+    for k in ("class_names", "manifest_hash", "git_commit", "versions", "device"): assert k in config
+    assert {"map", "map_50", "map_30", "map_plain_50", "sensitivity", "specificity", "any_finding", "per_class", "blind_floor"} == set(metrics["val"])
+    assert set(metrics["val"]["blind_floor"]) == set(metrics["val"])-{"blind_floor"}
+    assert all({"ap_50", "ap_30", "sensitivity", "specificity", "n_boxes", "n_images"} == set(o) for o in metrics["val"]["per_class"].values())
+    assert {"n_train_images", "n_val_images", "n_train_patients", "n_val_patients", "seconds", "images_per_second"} <= set(metrics)
+    assert (here/"runs/exp1/history.csv").read_text().count("\n") == config["epochs"]+1
+    text, pictures = outputs(here/"runs/exp1.ipynb")
+    assert "drawn by a program" in text.split("\n")[0] and "blind floor" in text and pictures >= 3
+    assert any(re.search(r"^lr = 0.0001$", "".join(c["source"]), re.M) for c in load(here/"runs/exp1.ipynb")["cells"] if "injected-parameters" in c["metadata"].get("tags", []))
+    import mlflow
+    [logged] = mlflow.MlflowClient(f"sqlite:///{here/'runs/mlflow.db'}").search_runs(["1"])
+    assert (logged.data.params["lr"], logged.info.run_name, logged.info.status) == ("0.0001", "exp1", "FINISHED")
+
+    start("papermill nbs/05_eval.ipynb runs/exp1_eval.ipynb -p run exp1 -p n_boot 50", env)
+    result = load(here/"runs/exp1/eval.json")
+    assert result["val"]["map_50"] == metrics["val"]["map_50"] and len(result["val"]["sensitivity_ci"]) == 2 and result["subset"] == "val"
+    assert start("papermill nbs/04_train.ipynb runs/exp1.ipynb -p lr 1e-4", env, ok=False).text.count("-p resume True")
+    assert sorted(o.name for o in here.iterdir() if o.name in ("outputs", "multirun", "mlruns", "lightning_logs", "1")) == []
+
+
+WRONG = {  # what is typed -> what must be said
+    "-p lrr 1e-4": "did you mean `lr`",
+    "-p lr fast -p epochs 0 -p scheduler cosin": "3 problems",
+    "-p data nih -p data_root nowhere": "nowhere",
+    "-p image_size 250": "250",
+    "-p architecture tf_efficientdet_lite00": "did you mean",
+    "-p resume True": "no run `x` to resume",
+}
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_wrong_parameters(start, words):
+    "One message, a non-zero exit, and no folder left behind."
+    o = start(f"papermill nbs/04_train.ipynb runs/x.ipynb {words}", ok=False)
+    assert WRONG[words] in o.text
+    assert not (start.folder/"runs/x").exists()
+
+
+def test_eval_without_a_run(start):
+    assert "papermill nbs/04_train.ipynb runs/exp1.ipynb" in start("papermill nbs/05_eval.ipynb runs/e.ipynb", ok=False).text
+
+
+@pytest.mark.parametrize("name", ["04_train", "05_eval"])
+def test_help_and_defaults(name):
+    "papermill explains every parameter, in the words of the config, and the cell holds the config's own defaults."
+    from papermill.inspection import inspect_notebook
+    from cxr_nbdev.config import EvalConfig, TrainConfig, docments, fields, parse_config
+    cls = {"04_train": TrainConfig, "05_eval": EvalConfig}[name]
+    found, docs = inspect_notebook(str(ROOT/f"nbs/{name}.ipynb")), docments(cls)
+    assert {k: v["help"] for k, v in found.items()} == {f.name: docs[f.name] for f in fields(cls)}
+    assert parse_config({k: v["default"].strip('"') for k, v in found.items()}, cls) == cls()
+
+
+@pytest.mark.parametrize("command", ["cxr_train", "cxr_eval"])
+def test_help_is_quick(command):
+    def once():
+        t = time.perf_counter()
+        assert "not for clinical use" in run([command, "--help"]).stdout
+        return time.perf_counter()-t
+    assert min(once() for _ in range(3)) < 2
+
+
+def test_sweep(start):
+    "Two runs of one command, in this process; Hydra leaves nothing of its own."
+    before = {o.name for o in start.folder.iterdir()}
+    start("cxr_train --config-name config -m lr=1e-4,3e-4 notebook=false run=s epochs=1 image_size=128 architecture=tf_efficientdet_lite0 backbone='' limit=16")
+    assert [load(start.folder/f"runs/s-{i}/config.json")["lr"] for i in (0, 1)] == [1e-4, 3e-4]
+    assert {o.name for o in start.folder.iterdir()} == before
+    assert "did you mean `lr`" in start("cxr_train --config-name config lrr=1e-4", ok=False).text
+    assert "did you mean `config`" in start("cxr_train --config-name confog", ok=False).text
+
+
+def test_predecessors_command(start, small_set):
+    "cxr_eval, flag by flag; contradictions name both values, seen patients are counted and can be left out."
+    from cxr_nbdev.config import TrainConfig
+    from cxr_nbdev.train import train
+    here = start.folder
+    os.environ["CXR_RUNS"] = str(here/"runs")
+    try: train(TrainConfig(run="first", data="synthetic", data_root=str(small_set), image_size=128, epochs=1, backbone="efficientnet_b0", accelerator="cpu"))
+    finally: del os.environ["CXR_RUNS"]
+    line = (f"cxr_eval --image_folder_path {small_set}/images --annotations_file {small_set}/BBox_List_2017.csv --checkpoint runs/first/best.ckpt --cm_threshold 0.3 "
+            "--num_classes 7 --image_size 128 --architecture tf_efficientdet_lite0 --backbone efficientnet_b0 --n_boot 20")
+    o = start(line)
+    assert "sensitivity" in o.stdout and "mAP@0.5" in o.stdout and "were in the training" in o.stderr
+    [f] = (here/"runs/first").glob("eval_*.json")
+    assert load(f)["labels"] == "boxes" and load(f)["n_seen_patients"] > 0
+    o = start(line+" --only_unseen --output unseen.json")
+    assert load(here/"unseen.json")["n_seen_patients"] == 0 and "were in the training" not in o.stderr
+    o = start(line.replace("--num_classes 7", "--num_classes 8"), ok=False)
+    assert "8" in o.stderr and "7" in o.stderr and "Traceback" not in o.stderr
+    (here/"bad.ckpt").write_bytes((here/"runs/first/best.ckpt").read_bytes()[:20000])
+    assert "damaged" in start(line.replace("runs/first/best.ckpt", "bad.ckpt"), ok=False).stderr
+
+
+def test_killed_and_resumed(start, small_set):
+    "SIGKILL in the middle of an epoch; the run is taken up where its last checkpoint is."
+    here = start.folder
+    line = f"papermill nbs/04_train.ipynb runs/k.ipynb -p data_root {small_set} -p image_size 128 -p epochs 4 -p batch_size 6"
+    p = subprocess.Popen(line.split(), cwd=here, env={**os.environ, **ENV, "CXR_NIH_ROOT": ""}, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic()+300
+        while not (here/"runs/k/last.ckpt").exists():
+            assert p.poll() is None and time.monotonic() < until, "the run ended, or never wrote a checkpoint"
+            time.sleep(.2)
+    finally:
+        import psutil
+        for o in psutil.Process(p.pid).children(recursive=True): o.send_signal(signal.SIGKILL)
+        os.killpg(p.pid, signal.SIGKILL)
+        p.wait()
+    assert not (here/"runs/k/metrics.json").exists()
+    start(line+" -p resume True")
+    epochs = [int(float(row.split(",")[0])) for row in (here/"runs/k/history.csv").read_text().splitlines()[1:]]
+    assert epochs == [0, 1, 2, 3] and (here/"runs/k/metrics.json").exists()
+    assert "resumed after" in outputs(here/"runs/k.ipynb")[0]
+
+
+def test_bad_image(tmp_path, small_set, monkeypatch):
+    "A truncated image is named; with skip_bad the run goes on and counts it."
+    from dataclasses import replace
+    from cxr_nbdev.config import TrainConfig
+    from cxr_nbdev.train import train
+    monkeypatch.setenv("CXR_RUNS", str(tmp_path/"runs"))
+    root = shutil.copytree(small_set, tmp_path/"set")
+    f = sorted((root/"images").iterdir())[3]
+    f.write_bytes(f.read_bytes()[:2000])
+    cfg = TrainConfig(run="bad", data="synthetic", data_root=str(root), image_size=128, epochs=1, accelerator="cpu")
+    with pytest.raises(ValueError, match=f.name): train(cfg)
+    assert not (tmp_path/"runs/bad").exists()
+    train(replace(cfg, skip_bad=True))
+    assert list(load(tmp_path/"runs/bad/config.json")["skipped"]) == [f.name]
+
+
+@real
+def test_real_images(start):
+    "The shared NIH images, as a user types it, and one evaluation."
+    root = SHARED/"nih"
+    start(f"papermill nbs/04_train.ipynb runs/real.ipynb -p data nih -p data_root {root} -p limit 40 {TINY}")
+    config = load(start.folder/"runs/real/config.json")
+    assert (config["data_resolved"], config["labels"]) == ("nih", "report")
+    text, _ = outputs(start.folder/"runs/real.ipynb")
+    assert "source `nih`" in text.split("\n")[0]
+    start("papermill nbs/05_eval.ipynb runs/real_eval.ipynb -p run real -p n_boot 20")
+    assert load(start.folder/"runs/real/eval.json")["n_val_images"] == load(start.folder/"runs/real/metrics.json")["n_val_images"]
+
+
+@real
+def test_archive_layout(tmp_path, monkeypatch):
+    "images_001/images to images_012/images, gzipped tables, 1024 px PNGs (four of them RGBA): boxes scale from the 1024 frame."
+    from cxr_nbdev.config import TrainConfig
+    from cxr_nbdev.data import load_tables
+    from cxr_nbdev.train import train
+    root, there = tmp_path/"nih", sorted((SHARED/"nih/originals").glob("*.png"))
+    for i, f in enumerate(there):
+        d = root/f"images_{i%12+1:03}"/"images"
+        d.mkdir(parents=True, exist_ok=True)
+        (d/f.name).symlink_to(f)
+    names = {f.name for f in there}
+    rows = (SHARED/"nih/BBox_List_2017.csv").read_text().splitlines(keepends=True)
+    with gzip.open(root/"BBox_List_2017.csv.gz", "wt") as out: out.writelines([rows[0], *(r for r in rows[1:] if r.split(",")[0] in names)])
+    for f in ("Data_Entry_2017_v2020.csv.gz", "train_val_list.txt.gz", "test_list.txt.gz"): shutil.copy(SHARED/"nih"/f, root/f)
+    t, half = load_tables("nih", root), load_tables("nih", SHARED/"nih")
+    assert len(t) == len(there) and t.info["labels"] == "report"
+    both = t.boxes.merge(half.boxes, on=["image_id", "label"], suffixes=("", "_512"))
+    size = t.images.set_index("image_id").width[both.image_id].to_numpy()
+    assert len(both) and (abs(both.x1/size - both.x1_512/512) < 1e-6).all()
+    monkeypatch.setenv("CXR_RUNS", str(tmp_path/"runs"))
+    train(TrainConfig(run="a", data="nih", data_root=str(root), image_size=128, epochs=1, accelerator="cpu"))
+    assert load(tmp_path/"runs/a/config.json")["data_resolved"] == "nih"
+
+
+@real
+def test_boxes_alone(start, tmp_path):
+    "Two patients, `images/` and the box list: enough, and it is said that unboxed counts as absent."
+    root, there = tmp_path/"two", sorted((SHARED/"nih/images").glob("*.png"))
+    (root/"images").mkdir(parents=True)
+    two = [there[0], next(f for f in there if f.name[:8] != there[0].name[:8])]
+    for f in two: (root/"images"/f.name).symlink_to(f)
+    rows = (SHARED/"nih/BBox_List_2017.csv").read_text().splitlines(keepends=True)
+    (root/"BBox_List_2017.csv").write_text("".join([rows[0], *(r for r in rows[1:] if r.split(",")[0] in {f.name for f in two})]))
+    start(f"papermill nbs/04_train.ipynb runs/two.ipynb -p data_root {root} {TINY}")
+    config, metrics = load(start.folder/"runs/two/config.json"), load(start.folder/"runs/two/metrics.json")
+    assert config["labels"] == "boxes" and (metrics["n_train_patients"], metrics["n_val_patients"]) == (1, 1)
+    assert "absent" in outputs(start.folder/"runs/two.ipynb")[0]
+
+
+@pytest.mark.slow
+def test_make_run(project):
+    "The main job: within its time, and it has visibly learnt."
+    (project/".venv").symlink_to(ROOT/".venv")
+    t = time.perf_counter()
+    o = run(["make", "-o", ".venv/installed", "run"], cwd=project, env={"OMP_NUM_THREADS": "2", "CXR_NIH_ROOT": "", "CXR_SYNTHETIC_ROOT": ""}, timeout=1500)
+    took = time.perf_counter()-t
+    val = load(project/"runs/demo/metrics.json")["val"]
+    floor = val["blind_floor"]["map_50"]
+    assert val["map_50"] >= floor+0.10 and val["map_50"] >= 2*floor, f"{val['map_50']} against a floor of {floor}"
+    assert "blind floor" in o.stdout and (project/"runs/demo.html").exists() and (project/"runs/demo_eval.html").exists()
+    assert took < 600, f"make run took {took:.0f} s"
