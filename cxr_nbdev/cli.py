@@ -186,7 +186,7 @@ def eval_checkpoint(a)->Path: # a: parsed arguments; the JSON that was written
         raise ValueError(f"{a.checkpoint} is not what the command says:\n" + "\n".join(f"  - {d}" for d in diff) + "\nLeave these flags out: the checkpoint knows.")
     tables = load_image_folder(a.image_folder_path, a.annotations_file, label_table=a.label_table or None, classes=subject.facts["class_set"], skip_bad=a.skip_bad)
     if a.only_unseen: tables = choose_subset(tables, "unseen", subject)
-    m, *_ = evaluate(subject, tables, a.cm_threshold, a.n_boot, a.batch_size, check_device(cfg), a.skip_bad)
+    m, *_ = evaluate(subject, tables, a.cm_threshold, a.n_boot, a.batch_size, check_device(cfg.accelerator), a.skip_bad)
     if n := m["n_seen_patients"]:
         print(f"WARNING: {n} of {m['n_val_patients']} patients were in the training of this checkpoint, so these numbers flatter it; --only_unseen leaves them out.", file=sys.stderr)
     print_result(m)

@@ -36,7 +36,7 @@ class TrainConfig:
     val_fraction:float = 0.15   # share of the patients held out, when folds is 0
     folds:int = 0               # 0: one hold-out by val_fraction; k: k folds of patients
     fold:int = 0                # which of the folds is held out, from 0
-    augment:str = "cxr"         # policy, see list_policies()
+    augment:str = "none"        # policy, see list_policies(); cxr for longer trainings
     freeze:str = ""             # stages not trained, joined by +: backbone, neck, heads
     resume:bool = False         # continue the run of this name where it was interrupted
     find_lr:bool = False        # look for the learning rate first, and use it

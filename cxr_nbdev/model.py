@@ -96,7 +96,6 @@ def losses(self:Detector,
 
 # %% ../nbs/03_model.ipynb #239eea35
 @patch
-@torch.no_grad()
 def predict(self:Detector,
             images # uint8 (B, 1, H, W)
            ): # one dict an image: `boxes` float32 (n <= 100, 4) xyxy, `scores` (n,), `labels` int64 (n,) from 0; best first
@@ -104,7 +103,8 @@ def predict(self:Detector,
     self._check_images(images)
     was = self.training
     self.eval()
-    try: return self.detect(self.normalise(images))
+    try:
+        with torch.no_grad(): return self.detect(self.normalise(images))
     finally: self.train(was)
 
 # %% ../nbs/03_model.ipynb #e931dd42

@@ -212,15 +212,16 @@ class LiveLine:
 
 # %% ../nbs/03f_module.ipynb #f6f5d12d
 @contextmanager
-def quiet_lightning():
+def quiet_lightning(*more): # names of further loggers
     "Without Lightning's advice on loaders and devices, which is not about the experiment."
-    log = logging.getLogger("pytorch_lightning")
-    level = log.level
+    logs = [logging.getLogger(n) for n in ("pytorch_lightning", *more)]
+    levels = [log.level for log in logs]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|torch\.optim\.lr_scheduler)")
-        log.setLevel(logging.ERROR)
+        for log in logs: log.setLevel(logging.ERROR)
         try: yield
-        finally: log.setLevel(level)
+        finally:
+            for log, level in zip(logs, levels): log.setLevel(level)
 
 # %% ../nbs/03f_module.ipynb #3a244aab
 def make_trainer(cfg, # a TrainConfig

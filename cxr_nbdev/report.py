@@ -69,7 +69,7 @@ def show_case(tables:Tables, preds:dict, image_id, # predictions by image, boxes
 def show_cases(tables:Tables, preds:dict, image_ids, score_threshold=0.3, cols=4): # figure
     "A page of `show_case`."
     image_ids = list(image_ids)
-    fig, axs = grid(len(image_ids), cols, size=(2.5, 2.7))
+    fig, axs = grid(len(image_ids), cols, size=(2.2, 2.4))
     for i, ax in zip(image_ids, axs): show_case(tables, preds, i, score_threshold, ax)
     return fig
 

@@ -6,7 +6,7 @@
 __all__ = ['MAY_DIFFER', 'papermill_output', 'run_name', 'runs_dir', 'list_runs', 'Run', 'plain', 'write_json', 'read_json',
            'resume_problems', 'open_run', 'versions', 'git_commit', 'local_path', 'record', 'mlflow_logger']
 
-# %% ../nbs/03h_run.ipynb #c0b9448c
+# %% ../nbs/03h_run.ipynb #e6caf8f5
 import dataclasses, datetime, json, math, os, platform, subprocess, sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +18,7 @@ import psutil
 from .config import TrainConfig
 from .data import near, project_root
 from .model import atomic_write
+from .module import quiet_lightning
 
 # %% ../nbs/03h_run.ipynb #3c128b66
 def papermill_output(argv=None # command line to read; None: that of the process which started this kernel
@@ -162,13 +163,15 @@ def mlflow_logger(run:Run, # its name is the run's name in MLflow
     "A Lightning logger into MLflow; ConnectionError where the server can't be reached."
     for k, v in dict(MLFLOW_DISABLE_TELEMETRY="true", MLFLOW_HTTP_REQUEST_MAX_RETRIES="1", MLFLOW_HTTP_REQUEST_TIMEOUT="10").items():
         os.environ.setdefault(k, v)
+    import mlflow # first, since importing it sets its loggers up
     from pytorch_lightning.loggers import MLFlowLogger
     home = runs_dir()
     home.mkdir(parents=True, exist_ok=True)
-    local = not tracking_uri
-    logger = MLFlowLogger("cxr_nbdev", run_name=run.name, run_id=run_id, tracking_uri=tracking_uri or f"sqlite:///{(home/'mlflow.db').resolve()}",
-                          artifact_location=str((home/"mlflow_files").resolve()) if local else None)
-    try: logger.run_id # asks the store
+    uri, files = (tracking_uri, None) if tracking_uri else (f"sqlite:///{(home/'mlflow.db').resolve()}", str((home/"mlflow_files").resolve()))
+    try:
+        with quiet_lightning("mlflow", "alembic"):
+            logger = MLFlowLogger("cxr_nbdev", run_name=run.name, run_id=run_id, tracking_uri=uri, artifact_location=files)
+            logger.run_id # asks the store
     except Exception as e:
         raise ConnectionError(f"MLflow at {tracking_uri or home/'mlflow.db'} can't be used ({type(e).__name__}: {str(e)[:200]}). "
                               "Leave `tracking_uri` empty to log into a local file.") from e

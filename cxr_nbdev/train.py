@@ -30,12 +30,12 @@ from .split import Split, limit_tables, patient_hash, split_patients
 from .stats import add_intervals
 
 # %% ../nbs/04_train.ipynb #0458a54b
-def check_device(cfg:TrainConfig): # 'cuda', 'mps' or 'cpu'; ValueError where there is no such device
-    "The device that this training will run on."
+def check_device(accelerator="auto", precision="32"): # 'cuda', 'mps' or 'cpu'; ValueError where there is no such device
+    "The device that will compute."
     have = dict(gpu=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
-    kind = next(k for k in ("gpu", "mps", "cpu") if have[k]) if cfg.accelerator == "auto" else cfg.accelerator
+    kind = next(k for k in ("gpu", "mps", "cpu") if have[k]) if accelerator == "auto" else accelerator
     if not have[kind]: raise ValueError(f"`accelerator` is {kind!r}, but torch finds no such device here; there is: {', '.join(k for k, v in have.items() if v)}")
-    if cfg.precision == "16" and kind == "cpu": raise ValueError("`precision` 16 needs a GPU; on a CPU use bf16 or 32")
+    if precision == "16" and kind == "cpu": raise ValueError("`precision` 16 needs a GPU; on a CPU use bf16 or 32")
     return {"gpu": "cuda"}.get(kind, kind)
 
 def device_name(device:str): # in words, for the record
@@ -194,7 +194,7 @@ def train(cfg:TrainConfig, # what to train
           show=print # gets the lines of the progress
          )->dict: # metrics, as in metrics.json
     "Train and evaluate one run in process; everything lands in its folder under runs/."
-    run, device = open_run(cfg, output), check_device(cfg)
+    run, device = open_run(cfg, output), check_device(cfg.accelerator, cfg.precision)
     detector = make_detector(cfg, tuple(class_set(cfg.classes)))
     data = get_data(cfg)
     show(f"run `{run.name}`. Images: {data.says}")

@@ -32,6 +32,11 @@ def sidebar_pages(contents):
         else: yield o["href"]
 
 
+def page_name(stem):
+    "The name of a page on the site: nbdev leaves the number of a chapter out of it, as its links do."
+    return re.sub(r"^\d+[a-z]?_", "", stem)
+
+
 def write_pages(home):
     "Every page as Markdown in PAGES; links to notebooks and to the published site become links between pages."
     proc = ROOT/"_proc"
@@ -44,8 +49,8 @@ def write_pages(home):
             front = yaml.safe_load(front)
             text = f"# {front['title']}\n\n> {front.get('description', '')}\n\n{callouts(body)}"
         text = re.sub(rf"\]\({re.escape(home)}/([\w.-]+)\.html", r"](\1.md", text)
-        text = re.sub(r"\]\((?!https?:)([\w./-]+)\.(?:ipynb|qmd)\b", r"](\1.md", text)
-        (PAGES/f"{path.stem}.md").write_text(text, encoding="utf-8")
+        text = re.sub(r"\]\((?!https?:)([\w./-]+)\.(?:ipynb|qmd)\b", lambda m: f"]({page_name(m[1])}.md", text)
+        (PAGES/f"{page_name(path.stem)}.md").write_text(text, encoding="utf-8")
     for name in ("images", "styles.css"):
         if (proc/name).is_dir(): shutil.copytree(proc/name, PAGES/name)
         elif (proc/name).exists(): shutil.copy(proc/name, PAGES)
@@ -54,7 +59,7 @@ def write_pages(home):
 def nav(contents):
     "quarto's sidebar as mkdocs' navigation."
     return [{o["section"]: nav(o["contents"])} if isinstance(o, dict) and "section" in o
-            else re.sub(r"\.\w+$", ".md", o if isinstance(o, str) else o["href"]) for o in contents]
+            else page_name(re.sub(r"\.\w+$", ".md", o if isinstance(o, str) else o["href"])) for o in contents]
 
 
 def build():
@@ -124,7 +129,7 @@ def check_names(pages):
     listed = (DOCS/"reference.html").resolve()
     reference_words = words_of(pages[listed]) if listed in pages else set()
     for chapter, module, source in reference.modules():
-        path = (DOCS/f"{chapter}.html").resolve()
+        path = (DOCS/f"{page_name(chapter)}.html").resolve()
         if path not in pages: continue
         words = words_of(pages[path])
         for name, anchor, _ in reference.entries(source):
