@@ -6,7 +6,7 @@
 __all__ = ['find_checkpoint', 'Subject', 'load_subject', 'eval_tables', 'seen_patients', 'choose_subset', 'evaluate',
            'say_result']
 
-# %% ../nbs/05_eval.ipynb #0f2f679b
+# %% ../nbs/05_eval.ipynb #64c6c29c
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from .report import metrics_table, plot_confusion, rank_cases, show_cases
 from .run import list_runs, local_path, read_json, runs_dir, versions, write_json
 from .split import limit_tables, patient_hash
 from .stats import add_intervals
-from .train import check_device, device_name
+from .train import LABELS, check_device, device_name
 
 # %% ../nbs/05_eval.ipynb #f4ce6055
 def find_checkpoint(run="", checkpoint=""): # (checkpoint file, name of its run or '')
