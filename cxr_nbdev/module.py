@@ -9,8 +9,7 @@ __all__ = ['PRECISION', 'param_groups', 'make_optimizer', 'lr_factor', 'Detectio
 
 # %% ../nbs/03f_module.ipynb #50d7a46c
 import logging, math, sys, time, warnings
-from contextlib import contextmanager, redirect_stderr
-from io import StringIO
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -267,9 +266,12 @@ def find_lr(detector:Detector, # is copied, stays as it is
     "A learning-rate range test by Lightning's tuner; ValueError where the curve has no fall."
     import copy
     from dataclasses import replace
-    from pytorch_lightning.tuner import Tuner
+    from functools import partial
+    from unittest import mock
+    from pytorch_lightning.tuner import Tuner, lr_finder
+    from tqdm import tqdm
     module = RangeTest(copy.deepcopy(detector), replace(cfg, scheduler="none"))
-    with quiet_lightning(), redirect_stderr(StringIO()): # the tuner's progress bar can't be switched off
+    with quiet_lightning(), mock.patch.object(lr_finder, "tqdm", partial(tqdm, disable=True)): # its progress bar has no switch
         trainer = pl.Trainer(max_epochs=-1, accelerator=cfg.accelerator, devices=1, precision=PRECISION[cfg.precision], logger=False, plugins=[SafeCheckpoints()],
                              gradient_clip_val=cfg.clip_norm or None, default_root_dir=folder, enable_progress_bar=False, enable_model_summary=False,
                              enable_checkpointing=False, use_distributed_sampler=False, num_sanity_val_steps=0, limit_val_batches=0)
