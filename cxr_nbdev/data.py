@@ -131,7 +131,7 @@ def box_iou(a, b, # (n, 4) and (m, 4), two corners
 class State(IntEnum):
     "What is known of one class on one image."
     ABSENT = 0      # not there: a detection is a false alarm
-    BOXED = 1       # there, and all of it is boxed: a detection elsewhere is a false alarm
+    BOXED = 1       # boxed; taken as complete, since NIH draws at most one box a class: a detection elsewhere is a false alarm
     INCOMPLETE = 2  # boxed, but perhaps not all of it: boxes train, a detection elsewhere is not counted
     IGNORE = 3      # there or unknown, and not boxed: a detection is not counted
 
@@ -161,7 +161,7 @@ class Tables:
     boxes: pd.DataFrame # `BOX_COLUMNS`; two corners in pixels of the image file as it is (width x height)
     classes: tuple # class names; a class id is the position in here
     states: pd.DataFrame # index image_id, one int8 column of `State` codes per class
-    info: dict = field(default_factory=dict) # plain values: 'source', 'labels' ('report' or 'boxes'), 'skipped' {name: reason}, 'says', ...
+    info: dict = field(default_factory=dict) # plain values: 'source', 'labels' ('report' or 'boxes'), 'skipped' {name: reason}, 'says' (of all that was loaded), ...
 
     def __len__(self): return len(self.images)
 
@@ -183,14 +183,15 @@ class Tables:
         return df.rename_axis('class')
 
 # %% ../nbs/00_data.ipynb #d16089c7
-def _tables_repr(self):
-    return f"Tables({len(self):,} images of {self.images.patient_id.nunique():,} patients, {len(self.boxes):,} boxes, {len(self.classes)} classes)"
+def _counted(t): return f"{len(t):,} images of {t.images.patient_id.nunique():,} patients, {len(t.boxes):,} boxes, {len(t.classes)} classes"
+
+def _tables_repr(self): return f"Tables({_counted(self)})"
 
 def _tables_markdown(self):
-    "One sentence and the counts by class and state, as JupyterLab shows them."
+    "What is in here, what it was taken from, and the counts by class and state, as JupyterLab shows them."
     rows = [f"| {c} | " + " | ".join(f"{v:,}" for v in r) + " |" for c, *r in self.counts().itertuples()]
-    return (f"**{self.info.get('says') or repr(self)}**\n\n| class | boxes | images boxed | incomplete | ignore | absent |\n"
-            + "|---|---:|---:|---:|---:|---:|\n" + "\n".join(rows))
+    source = f"Source: {self.info['says']}\n\n" if self.info.get('says') else ""
+    return f"**{_counted(self)}**\n\n{source}| class | boxes | images boxed | incomplete | ignore | absent |\n|---|---:|---:|---:|---:|---:|\n" + "\n".join(rows)
 
 Tables.__repr__, Tables._repr_markdown_ = _tables_repr, _tables_markdown
 

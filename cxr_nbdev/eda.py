@@ -84,7 +84,7 @@ def plot_class_counts(t:Tables,
         left = left + n
     for i, n in enumerate(left): ax.text(n, i, f' {n:.0f}', va='center', fontsize=8)
     ax.invert_yaxis(); ax.grid(axis='y', visible=False)
-    ax.set(xlabel='images'); ax.legend(loc='lower right', fontsize=8)
+    ax.set(xlabel='images'); ax.legend(loc='lower right', bbox_to_anchor=(1, 1), ncols=3, fontsize=8)
     return ax
 
 # %% ../nbs/01_eda.ipynb #90fa06dc
@@ -133,7 +133,7 @@ def plot_box_aspect(t:Tables, ax=None): # axes
 # %% ../nbs/01_eda.ipynb #61b088ba
 def box_heatmap(t:Tables,
                 label:str, # a class
-                cells:int=48, # of the map, a side
+                cells:int=32, # of the map, a side
                )->np.ndarray: # (cells, cells) float: share of the class's boxes that cover the cell
     "Where the boxes of a class lie, all images laid on top of each other"
     b, edges = _relative(t), np.arange(cells)+.5
@@ -150,8 +150,8 @@ def plot_heatmaps(t:Tables,
     b = _relative(t)
     for ax, c in zip(axs, t.classes):
         m, own = box_heatmap(t, c), b[b.label == c]
-        ax.imshow(m, cmap='magma', vmin=0, vmax=max(m.max(), 1e-9), extent=(0, 1, 1, 0))
-        ax.plot(own.x, own.y, '.', color='w', ms=1.5, alpha=.7)
+        ax.imshow(m, cmap='magma', vmin=0, vmax=max(m.max(), 1e-9), extent=(0, 1, 1, 0), interpolation='nearest')
+        ax.plot(own.x, own.y, '.', color='w', ms=2, mew=0)
         ax.axvline(.5, color='w', lw=.5, ls=':')
         right = f", {(own.x > .5).mean():.0%} right" if len(own) else ''
         ax.set_title(f"{c}: {len(own)}{right}", fontsize=8); ax.set_axis_off()
@@ -168,7 +168,7 @@ def cooccurrence(t:Tables)->pd.DataFrame: # [a, b]: share of the images with a t
 
 def plot_cooccurrence(t:Tables, ax=None): # axes
     "`cooccurrence` as a heat map"
-    ax = ax or plt.subplots(figsize=(5.2, 3.8))[1]
+    ax = ax or plt.subplots(figsize=(4.9, 3.4))[1]
     m = cooccurrence(t)
     text = np.array([[f'n={v:.0f}' if i == j else '' if np.isnan(v) else f'{v:.0%}' for j, v in enumerate(r)] for i, r in enumerate(m.to_numpy())])
     shade = m.where(~np.eye(len(m), dtype=bool)).fillna(0)
@@ -178,18 +178,23 @@ def plot_cooccurrence(t:Tables, ax=None): # axes
     return ax
 
 # %% ../nbs/01_eda.ipynb #0cae1e34
+def _wilson(p, n, z=1.96): # shares and how many they are of; two arrays
+    "Wilson's 95% limits of shares `p` of `n`; unlike p ± 1.96 standard errors they stay within 0 and 1, and never have width 0"
+    middle, half = p+z*z/(2*n), z*np.sqrt(p*(1-p)/n+(z/(2*n))**2)
+    return (middle-half)/(1+z*z/n), (middle+half)/(1+z*z/n)
+
 def plot_view(t:Tables, ax=None): # axes
-    "Share of AP films among all images and among those with each class"
+    "Share of AP films among all images and among those labelled with each class"
     ax = ax or plt.subplots(figsize=(5, 2.9))[1]
     view = t.images['view'].replace('', np.nan)
     groups = {'all images': view.notna()} | {c: (t.images[c] == 1) & view.notna() for c in t.classes}
     n = np.array([g.sum() for g in groups.values()])
     if not n[0]: _say(ax, 'view is not known'); return ax
     p = np.array([(view[g] == 'AP').mean() if g.any() else np.nan for g in groups.values()])
-    half = 1.96*np.sqrt(p*(1-p)/np.maximum(n, 1))
-    ax.errorbar(p, range(len(p)), xerr=half, fmt='o', color='#4b78f0', ecolor='#9bb3f5')
+    low, high = _wilson(p, np.maximum(n, 1))
+    ax.errorbar(p, range(len(p)), xerr=np.maximum([p-low, high-p], 0), fmt='o', color='#4b78f0', ecolor='#9bb3f5')
     ax.axvline(p[0], color='.5', lw=1, ls=':')
-    ax.set(yticks=range(len(p)), yticklabels=[f'{g} ({k})' for g, k in zip(groups, n)], xlim=(0, 1), xlabel='share of AP films, with 95% interval')
+    ax.set(yticks=range(len(p)), yticklabels=[f'{g} ({k})' for g, k in zip(groups, n)], xlim=(0, 1), xlabel="share of AP films, with Wilson's 95% interval")
     ax.invert_yaxis()
     return ax
 

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['MAY_DIFFER', 'papermill_output', 'run_name', 'runs_dir', 'list_runs', 'Run', 'plain', 'write_json', 'read_json',
-           'resume_problems', 'open_run', 'versions', 'git_commit', 'local_path', 'record', 'mlflow_logger']
+           'resume_problems', 'continued', 'open_run', 'versions', 'git_commit', 'local_path', 'record',
+           'mlflow_logger']
 
 # %% ../nbs/03h_run.ipynb #e6caf8f5
-import dataclasses, datetime, json, math, os, platform, subprocess, sys
+import dataclasses, datetime, json, math, os, platform, subprocess
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,7 +19,6 @@ import psutil
 from .config import TrainConfig
 from .data import near, project_root
 from .model import atomic_write
-from .module import quiet_lightning
 
 # %% ../nbs/03h_run.ipynb #3c128b66
 def papermill_output(argv=None # command line to read; None: that of the process which started this kernel
@@ -102,9 +102,21 @@ def resume_problems(cfg:TrainConfig, # what is asked for now
     return [f"`{k}` was {record[k]!r} and is {v!r} now" for k, v in dataclasses.asdict(cfg).items()
             if k not in skip and k in record and record[k] != v]
 
+# %% ../nbs/03h_run.ipynb #2f8eefa7
+def continued(cfg:TrainConfig, # what is asked for now
+              record:dict, # config.json of the run
+              given=None # names of the parameters that were given; None: all of them
+             )->TrainConfig:
+    "The config of a run that goes on."
+    mine = {f.name for f in dataclasses.fields(cfg)}
+    keep = set() if given is None else mine-set(given)-{"run", "resume"}
+    if record.get("find_lr"): keep |= {"lr", "find_lr"}
+    return dataclasses.replace(cfg, **{k: record[k] for k in keep if k in record})
+
 # %% ../nbs/03h_run.ipynb #1181d8b1
 def open_run(cfg:TrainConfig, # `run` and `resume` of it are used
-             output="" # the output notebook, see `papermill_output`
+             output="", # the output notebook, see `papermill_output`
+             given=None # names of the parameters that were given; None: all of them
             )->Run:
     "The run's name and folder, checked but not yet made."
     name = run_name(cfg.run, output)
@@ -117,7 +129,8 @@ def open_run(cfg:TrainConfig, # `run` and `resume` of it are used
     if not (folder/"config.json").exists():
         raise FileNotFoundError(f"there is no run `{name}` to resume in {runs_dir()}{near(name, list_runs()) or '.'} "
                                 f"Runs: {', '.join(list_runs()) or 'none yet'}. Without `resume` it starts anew.")
-    if problems := resume_problems(cfg, read_json(folder/"config.json")):
+    rec = read_json(folder/"config.json")
+    if problems := resume_problems(continued(cfg, rec, given), rec):
         raise ValueError(f"the run `{name}` can't be resumed with other parameters:\n" + "\n".join(f"  - {p}" for p in problems) +
                          "\nGive the run's own values, or start a new run under another name.")
     return Run(name, folder, True)
@@ -141,9 +154,10 @@ def git_commit(folder=None): # the commit, with '+' where files differ from it; 
 
 # %% ../nbs/03h_run.ipynb #13290530
 def local_path(path): # relative to the project where it lies inside
-    "A path for the record, without the folders above the project."
+    "A path for the record: what lies in the project without the folders above it, anything else absolute."
     if not path: return ""
-    try: return str(Path(path).resolve().relative_to(project_root().resolve()))
+    path = Path(path).expanduser().resolve()
+    try: return str(path.relative_to(project_root().resolve()))
     except ValueError: return str(path)
 
 # %% ../nbs/03h_run.ipynb #7560e66e
@@ -153,7 +167,7 @@ def record(cfg:TrainConfig, # as it runs
           )->dict:
     "The content of config.json."
     return plain({**dataclasses.asdict(cfg), "run": run.name, "data_root": local_path(cfg.data_root), **facts,
-                  "git_commit": git_commit(), "versions": versions(), "python": sys.version.split()[0]})
+                  "git_commit": git_commit(), "versions": versions()})
 
 # %% ../nbs/03h_run.ipynb #a8355f6e
 def mlflow_logger(run:Run, # its name is the run's name in MLflow
@@ -164,6 +178,7 @@ def mlflow_logger(run:Run, # its name is the run's name in MLflow
     for k, v in dict(MLFLOW_DISABLE_TELEMETRY="true", MLFLOW_HTTP_REQUEST_MAX_RETRIES="1", MLFLOW_HTTP_REQUEST_TIMEOUT="10").items():
         os.environ.setdefault(k, v)
     import mlflow # first, since importing it sets its loggers up
+    from cxr_nbdev.module import quiet_lightning
     from pytorch_lightning.loggers import MLFlowLogger
     home = runs_dir()
     home.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+SHARED = Path(os.environ.get("CXR_SHARED") or ROOT.parent/"shared")  # real images, where there are any
 NOTEBOOKS = sorted(o for o in (ROOT/"nbs").rglob("*.ipynb") if not any(p[0] in "_." for p in o.relative_to(ROOT).parts))
 COPIED = ("nbs", "configs", "cxr_nbdev", "settings.ini", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "_quarto.yml", "Makefile", "tools",
           "constraints.txt")

@@ -39,8 +39,8 @@ exporting = pytest.mark.parametrize("path", [o for o in NOTEBOOKS if o.name in M
 @every
 def test_runs(path, request):
     "The notebook's own cells, as `nbdev_test` runs them."
-    flags = ["--flags", "slow data"] if request.config.getoption("--slow") else []
-    run(["nbdev_test", "--path", path, *flags], timeout=3000 if flags else 300)
+    flags, env = (["--flags", "slow data"], {"CXR_NIH_ROOT": str(SHARED/"nih")}) if request.config.getoption("--slow") else ([], {})
+    run(["nbdev_test", "--path", path, *flags], timeout=3000 if flags else 300, env=env)
 
 
 @every

@@ -10,9 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ENV, ROOT, run
+from conftest import ENV, ROOT, SHARED, run
 
-SHARED = Path(os.environ.get("CXR_SHARED") or ROOT.parent/"shared")
 TINY = "-p image_size 128 -p epochs 1 -p batch_size 6"
 real = pytest.mark.skipif(not (SHARED/"nih/images").is_dir(), reason=f"no real images in {SHARED}/nih (CXR_SHARED names another folder)")
 
@@ -47,6 +46,7 @@ def test_the_line(start, tiny_set):
     assert (here/"runs/exp1/history.csv").read_text().count("\n") == config["epochs"]+1
     text, pictures = outputs(here/"runs/exp1.ipynb")
     assert "drawn by a program" in text.split("\n")[0] and "blind floor" in text and pictures >= 3
+    assert "16 images" in text and {o.stem for o in (here/"runs/exp1/figures").iterdir()} == {"history", "cases", "confusion"}
     assert any(re.search(r"^lr = 0.0001$", "".join(c["source"]), re.M) for c in load(here/"runs/exp1.ipynb")["cells"] if "injected-parameters" in c["metadata"].get("tags", []))
     import mlflow
     [logged] = mlflow.MlflowClient(f"sqlite:///{here/'runs/mlflow.db'}").search_runs(["1"])
@@ -81,12 +81,13 @@ def test_eval_without_a_run(start):
     assert "papermill nbs/04_train.ipynb runs/exp1.ipynb" in start("papermill nbs/05_eval.ipynb runs/e.ipynb", ok=False).text
 
 
-@pytest.mark.parametrize("name", ["04_train", "05_eval"])
+@pytest.mark.parametrize("name", ["04_train", "05_eval", "05c_compare"])
 def test_help_and_defaults(name):
     "papermill explains every parameter, in the words of the config, and the cell holds the config's own defaults."
     from papermill.inspection import inspect_notebook
     from cxr_nbdev.config import EvalConfig, TrainConfig, docments, fields, parse_config
-    cls = {"04_train": TrainConfig, "05_eval": EvalConfig}[name]
+    from cxr_nbdev.compare import CompareConfig
+    cls = {"04_train": TrainConfig, "05_eval": EvalConfig, "05c_compare": CompareConfig}[name]
     found, docs = inspect_notebook(str(ROOT/f"nbs/{name}.ipynb")), docments(cls)
     assert {k: v["help"] for k, v in found.items()} == {f.name: docs[f.name] for f in fields(cls)}
     assert parse_config({k: v["default"].strip('"') for k, v in found.items()}, cls) == cls()
@@ -149,7 +150,8 @@ def test_killed_and_resumed(start, small_set):
         os.killpg(p.pid, signal.SIGKILL)
         p.wait()
     assert not (here/"runs/k/metrics.json").exists()
-    start(line+" -p resume True")
+    start("papermill nbs/04_train.ipynb runs/k.ipynb -p resume True")  # what is not given stays as it was
+    assert load(here/"runs/k/config.json")["epochs"] == 4
     epochs = [int(float(row.split(",")[0])) for row in (here/"runs/k/history.csv").read_text().splitlines()[1:]]
     assert epochs == [0, 1, 2, 3] and (here/"runs/k/metrics.json").exists()
     assert "resumed after" in outputs(here/"runs/k.ipynb")[0]
@@ -167,8 +169,68 @@ def test_bad_image(tmp_path, small_set, monkeypatch):
     cfg = TrainConfig(run="bad", data="synthetic", data_root=str(root), image_size=128, epochs=1, accelerator="cpu")
     with pytest.raises(ValueError, match=f.name): train(cfg)
     assert not (tmp_path/"runs/bad").exists()
-    train(replace(cfg, skip_bad=True))
+    said = []
+    train(replace(cfg, skip_bad=True), show=said.append)
+    assert "39 images" in said[0] and f.name in said[0] and "1 bad" in said[0]
     assert list(load(tmp_path/"runs/bad/config.json")["skipped"]) == [f.name]
+
+
+SETTINGS = {
+    "frozen": dict(find_lr=True, freeze="backbone", optimizer="adam", scheduler="plateau"),
+    "folds": dict(folds=2, fold=1, classes="nih8", optimizer="sgd", lr=1e-3, scheduler="step", anchor_scale=0, monitor="val_loss"),
+    "stops": dict(early_stop=1, monitor="map", precision="bf16", num_workers=1, scheduler="none", epochs=12, lr=1e-9, weight_decay=0),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings(tmp_path, tiny_set, monkeypatch, name):
+    "Whole runs with the parameters that no other test turns."
+    from cxr_nbdev.config import TrainConfig
+    from cxr_nbdev.train import train
+    from functools import partial
+    from cxr_nbdev.module import find_lr
+    monkeypatch.setenv("CXR_RUNS", str(tmp_path))
+    monkeypatch.setattr("cxr_nbdev.train.lr_range_test", partial(find_lr, steps=30))
+    train(TrainConfig(**{"run": name, "data": "synthetic", "data_root": str(tiny_set), "image_size": 128, "epochs": 1, "batch_size": 4, "accelerator": "cpu", **SETTINGS[name]}))
+    config, n = load(tmp_path/name/"config.json"), (tmp_path/name/"history.csv").read_text().count("\n")-1
+    if name == "frozen": assert 1e-6 < config["lr"] < .3 and config["lr"] != TrainConfig().lr and not list((tmp_path/name).glob(".lr_find*"))
+    if name == "folds": assert len(config["class_names"]) == 8 and set(load(tmp_path/name/"metrics.json")["val"]["per_class"]) == set(config["class_names"])
+    if name == "stops": assert n < 12, "at a learning rate of 1e-9 nothing gets better for long"
+
+
+def test_taken_name(start, tiny_set):
+    "papermill from Python, which names the record by a parameter; a second start under that name is refused and leaves the first one's record."
+    here = start.folder
+    (here/"go.py").write_text("import papermill\npapermill.execute_notebook('nbs/04_train.ipynb', 'runs/mine.ipynb', kernel_name='python3', parameters=dict("
+                              f"PAPERMILL_OUTPUT_PATH='runs/mine.ipynb', data_root={str(tiny_set)!r}, image_size=128, epochs=1, batch_size=6))\n")
+    start("python go.py")
+    before = (here/"runs/mine.ipynb").read_bytes()
+    assert (here/"runs/mine/record.ipynb").exists() and load(here/"runs/mine/config.json")["data_resolved"] == "synthetic"
+    o = start("cxr_train --config-name config run=mine", ok=False)
+    assert "resume" in o.stderr and "Traceback" not in o.stderr and (here/"runs/mine.ipynb").read_bytes() == before
+
+
+def test_archives_without_a_label_table(tmp_path, small_set, monkeypatch):
+    "Two patients in the archives' layout, a zipped box list, an RGBA picture of another size: everything that item 7 of a user's folder can be."
+    import cv2
+    from cxr_nbdev.config import TrainConfig
+    from cxr_nbdev.train import get_data
+    rows = (small_set/"BBox_List_2017.csv").read_text().splitlines(keepends=True)
+    boxed = sorted({r.split(",")[0] for r in rows[1:]})
+    two = [boxed[0], next(f for f in boxed if f[:8] != boxed[0][:8])]
+    for i, f in enumerate(two):
+        d = tmp_path/f"nih/images_{i*11+1:03}/images"
+        d.mkdir(parents=True)
+        im = cv2.imread(str(small_set/"images"/f), cv2.IMREAD_GRAYSCALE)
+        cv2.imwrite(str(d/f), cv2.cvtColor(cv2.resize(im, (160, 160)), cv2.COLOR_GRAY2BGRA) if i else im)
+    with gzip.open(tmp_path/"nih/BBox_List_2017.csv.gz", "wt") as out: out.writelines([rows[0], *(r for r in rows[1:] if r.split(",")[0] in two)])
+    data = get_data(TrainConfig(data="nih", data_root=str(tmp_path/"nih"), image_size=128))
+    assert (data.n_patients("train"), data.n_patients("val")) == (1, 1) and "absent" in data.says
+    t = data.tables
+    assert sorted(t.images.width) == [128, 160] and t.info["labels"] == "boxes"
+    drawn = next(r for r in rows[1:] if r.startswith(two[1]))
+    box = t.boxes[t.boxes.image_id == two[1]].iloc[0]
+    assert abs(box.x1 - float(drawn.split(",")[2])*160/1024) < 1e-3
 
 
 @real
