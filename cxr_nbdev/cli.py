@@ -207,7 +207,7 @@ def save_result(m:dict, report, answers, out:Path, title)->Path:
     matplotlib.use("Agg") # nobody is there to look at windows
     write_json(out, m)
     save_report(report, out.with_suffix(""), answers.preds, answers.tables)
-    atomic_write(out.with_suffix("")/"report.html", lambda p: p.write_text(report_page(report, title, say_result(m).splitlines()), encoding="utf-8"))
+    atomic_write(out.with_suffix("")/"report.html", lambda p: p.write_text(report_page(report, out.with_suffix(""), title, say_result(m).splitlines()), encoding="utf-8"))
     return out
 
 # %% ../nbs/05b_cli.ipynb #18802d89
@@ -237,6 +237,7 @@ def eval_checkpoint(a)->Path: # a: parsed arguments; the JSON that was written
     m["subset"] = "unseen" if a.only_unseen else "all"
     return save_result(m, report, answers, Path(a.output) if a.output else subject.folder/f"eval_{m['data_hash']}.json", f"{a.checkpoint} on {folder.name}")
 
+# %% ../nbs/05b_cli.ipynb #cc679aae
 def eval_predictions(a)->Path: # a: parsed arguments; the JSON that was written
     "What cxr_eval --predictions does: the same report for the detections of any tool."
     from cxr_nbdev.data import data_hash

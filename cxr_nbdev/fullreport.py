@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['RULES', 'PARTS', 'SECTIONS', 'STYLE', 'Report', 'clinician_table', 'Asked', 'add_headline', 'add_curves',
            'add_localization', 'add_images', 'add_calibration', 'add_errors', 'add_cases', 'build_report',
-           'cross_floor', 'save_report', 'section_tables', 'report_page']
+           'cross_floor', 'file_name', 'save_figure', 'save_report', 'section_tables', 'report_page']
 
-# %% ../nbs/03r_fullreport.ipynb #89d93a94
-import base64, html, io, time
+# %% ../nbs/03r_fullreport.ipynb #e490ade6
+import base64, html, time
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from .predfiles import write_coco_predictions, write_coco_truth
 from .report import best_cases, metrics_table, plot_confusion, show_cases, worst_cases
 from .run import write_json
 from .split import split_patients
-from .stats import add_intervals, detection_block, detection_table, evaluate_floor, few_boxes_warning
+from .stats import add_intervals, detection_block, detection_table, evaluate_floor, few_boxes_warning, resampled_ap
 from .subgroups import Subgroups, plot_subgroups, subgroup_block, subgroup_table
 
 # %% ../nbs/03r_fullreport.ipynb #c3a2fd55
@@ -40,11 +40,13 @@ class Report:
     tables: dict = field(default_factory=dict)
     figures: dict = field(default_factory=dict)
     seconds: dict = field(default_factory=dict)
+    drawn: dict = field(default_factory=dict)
 
     def draw(self, name): # figure, or None where there is nothing to draw
-        "One of the figures."
+        "One of the figures; drawn once."
         if name not in self.figures: raise ValueError(f"no figure `{name}`; there is: {', '.join(self.figures)}")
-        return self.figures[name]()
+        if name not in self.drawn: self.drawn[name] = self.figures[name]()
+        return self.drawn[name]
 
 # %% ../nbs/03r_fullreport.ipynb #a4f253e2
 def _cell(v, ci=None): return "-" if v is None else f"{v:.2f}" + (f" [{ci[0]:.2f}, {ci[1]:.2f}]" if ci and ci[0] is not None else "")
@@ -79,11 +81,13 @@ class Asked:
 # %% ../nbs/03r_fullreport.ipynb #e7e96779
 def add_headline(r:Report, a:Asked):
     "The contract's numbers, with the blind floor under each; and the clinician's table."
-    val = add_intervals(evaluate_detections(a.preds, a.tables, a.threshold), a.preds, a.tables, n_boot=a.n_boot, seed=a.seed, score_threshold=a.threshold)
+    m = match_all(a.preds, a.tables)
+    drawn = resampled_ap(m, a.n_boot, a.seed)
+    val = add_intervals(evaluate_detections(a.preds, a.tables, a.threshold), a.preds, a.tables, a.n_boot, a.seed, a.threshold, m=m, drawn=drawn)
     r.blocks["val"] = dict(val, blind_floor=evaluate_floor(a.floor, a.tables, a.threshold, a.n_boot, a.seed))
     r.blocks["warnings"] = [w for c, v in val["per_class"].items() if (w := few_boxes_warning(v["n_boxes"], c))]
     r.tables["average precision"] = metrics_table(r.blocks["val"], r.blocks["val"]["blind_floor"])
-    r.blocks["detection"] = detection_block(match_all(a.preds, a.tables), a.n_boot, a.seed)
+    r.blocks["detection"] = detection_block(m, a.n_boot, a.seed, drawn=drawn)
     r.tables["AP and recall at every IoU"] = detection_table(r.blocks["detection"])
     r.figures["confusion"] = partial(plot_confusion, a.preds, a.tables, a.threshold)
 
@@ -173,9 +177,17 @@ def cross_floor(tables:Tables, # truth
         out |= floor_predictions(blind_floor(tables.subset(s.train)), tables.subset(s.val))
     return out
 
-# %% ../nbs/03r_fullreport.ipynb #9dd0c665
+# %% ../nbs/03r_fullreport.ipynb #861e9aeb
+def file_name(name): return "".join(c if c.isalnum() else "_" for c in name).strip("_")
+
+def save_figure(fig, folder, name):
+    "As PNG, and as SVG."
+    for kind in ("png", "svg"):
+        atomic_write(folder/f"{file_name(name)}.{kind}", lambda p: fig.savefig(p, format=kind, dpi=100))
+        fig.set_layout_engine("none") # the layout is found; looking for it again would take as long as drawing
+
 def save_report(r:Report, folder, # is made
-                preds:dict, tables:Tables, figures=True # also draw
+                preds:dict, tables:Tables
                )->list: # names of the files
     "Tables, figures, predictions and truth; returns what was written."
     folder = Path(folder)
@@ -183,12 +195,9 @@ def save_report(r:Report, folder, # is made
     write_coco_predictions(preds, tables, folder/"predictions.json")
     write_coco_truth(tables, folder/"truth.json")
     write_json(folder/"report.json", r.blocks)
-    file = lambda name: "".join(c if c.isalnum() else "_" for c in name).strip("_")
-    for name, t in r.tables.items(): atomic_write(folder/f"report/{file(name)}.csv", lambda p: t.to_csv(p))
-    for name in r.figures if figures else ():
-        if (fig := r.draw(name)) is None: continue
-        for kind in ("svg", "png"): atomic_write(folder/f"report/{file(name)}.{kind}", lambda p: fig.savefig(p, format=kind, dpi=100, bbox_inches="tight"))
-        close_figure(fig)
+    for name, t in r.tables.items(): atomic_write(folder/f"report/{file_name(name)}.csv", lambda p: t.to_csv(p))
+    for name in r.figures:
+        if (fig := r.draw(name)) is not None: save_figure(fig, folder/"report", name); close_figure(fig)
     return sorted(str(f.relative_to(folder)) for f in (folder, folder/"report") for f in f.iterdir() if f.is_file())
 
 # %% ../nbs/03r_fullreport.ipynb #aa902906
@@ -209,24 +218,21 @@ def section_tables(r:Report, title, names): # tables of a section; None: those w
     "The tables that a section shows."
     return names if names is not None else [k for k in r.tables if k.lower().startswith(title.lower().rstrip("s"))]
 
-# %% ../nbs/03r_fullreport.ipynb #dec65bf3
-def _picture(fig):
-    "A figure as a line of HTML."
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
-    close_figure(fig)
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
-
+# %% ../nbs/03r_fullreport.ipynb #ba67dfcf
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}table{border-collapse:collapse;font-size:.85rem;display:block;overflow-x:auto}
 td,th{padding:.2rem .6rem;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}th:first-child{text-align:left}img{max-width:100%}.note{color:#777}"""
 
-def report_page(r:Report, title, # heading
+def report_page(r:Report, folder, # where `save_report` put its files
+                title, # heading
                 says=() # paragraphs of text under it
                )->str: # HTML
     "The report as one self-contained page."
+    def picture(name):
+        f = Path(folder)/f"report/{file_name(name)}.png"
+        return [f'<img alt="{name}" src="data:image/png;base64,{base64.b64encode(f.read_bytes()).decode()}">'] if f.exists() else []
     parts = [f"<h1>{html.escape(title)}</h1>", *(f"<p>{html.escape(s)}</p>" for s in says), '<p class="note">Research only, not for clinical use.</p>']
     for name, text, tables, figures in SECTIONS:
         parts += [f"<h2>{name}</h2>", f"<p>{text}</p>"]
         for k in section_tables(r, name, tables): parts += ([f"<h3>{html.escape(k)}</h3>"] if tables is None else []) + [r.tables[k].to_html(border=0)]
-        parts += [_picture(fig) for k in figures if k in r.figures and (fig := r.draw(k)) is not None]
+        for k in figures: parts += picture(k)
     return f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style></head><body>' + "\n".join(parts) + "</body></html>\n"

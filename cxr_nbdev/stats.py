@@ -185,9 +185,10 @@ def patient_bootstrap(
     n_boot:int=2000, # resamples
     seed:int=0, # the same seed gives the same intervals
     conf:float=0.95, # confidence level
+    drawn:dict|None=None, # from `resampled_ap`, where it was made already
 )->dict: # [lo, hi] for 'map', 'map_50', 'map_30', 'map_plain_50', and 'per_class': {name: {'ap_50', 'ap_30'}}; None where not defined
     "Intervals of the average precisions, by drawing patients with replacement."
-    ci = ap_intervals(m, resampled_ap(m, n_boot, seed), conf)
+    ci = ap_intervals(m, drawn or resampled_ap(m, n_boot, seed), conf)
     return {**{k: _pair(ci[k]) for k in ('map', 'map_50', 'map_30', 'map_plain_50')},
             'per_class': {c: {k: _pair(ci[k][j]) for k in ('ap_50', 'ap_30')} for j, c in enumerate(m.classes)}}
 
@@ -200,10 +201,12 @@ def add_intervals(
     seed:int=0, # the same seed gives the same intervals
     score_threshold:float=0.3, # the one that `metrics` was made with
     conf:float=0.95, # confidence level
+    m:Matched|None=None, # from `match_all`, where it was made already
+    drawn:dict|None=None, # from `resampled_ap`, likewise
 )->dict: # a copy with '<key>_ci': [lo, hi] next to each number, for rates also '<key>_ci_patients'; None where not defined
     "Patient bootstrap for average precision; Wilson (`_ci`) and patient bootstrap (`_ci_patients`) for sensitivity and specificity."
     out, counts = deepcopy(metrics), image_counts(preds, tables, score_threshold)
-    boot, rates = patient_bootstrap(match_all(preds, tables), n_boot, seed, conf), patient_rates(preds, tables, score_threshold, n_boot, seed, conf)
+    boot, rates = patient_bootstrap(m or match_all(preds, tables), n_boot, seed, conf, drawn), patient_rates(preds, tables, score_threshold, n_boot, seed, conf)
     for name, block, ap in [('overall', out, boot), ('any_finding', out['any_finding'], {}),
                             *((c, b, boot['per_class'][c]) for c, b in out['per_class'].items())]:
         n = counts.loc[name]
@@ -230,13 +233,13 @@ def evaluate_floor(
     tables:Tables, # truth
     score_threshold:float=0.3, # touches sensitivity and specificity only
     n_boot:int=0, # resamples of the patients for the intervals; 0: none
-    seed:int=0, # of orders and resamples
-    n_orders:int|None=None, # orders of the images to average over; None: 50, and fewer from 1,000 images on
+    seed:int=0, # of the resamples; the orders are always the same ones
+    n_orders:int|None=None, # orders of the images to average over; None: 30, and fewer from 1,000 images on
     conf:float=0.95, # confidence level
 )->dict: # as `evaluate_detections`, with intervals as `add_intervals` where asked for
     "What the blind floor scores, whatever the order of the images."
-    m, rng, out = match_all(preds, tables), np.random.default_rng(seed), evaluate_detections(preds, tables, score_threshold)
-    n_orders = n_orders or min(50, max(5, 50_000//max(1, len(tables))))
+    m, rng, out = match_all(preds, tables), np.random.default_rng(0), evaluate_detections(preds, tables, score_threshold)
+    n_orders = n_orders or min(30, max(5, 30_000//max(1, len(tables))))
     orders = [shuffled(m, rng) for _ in range(n_orders)]
     now = {k: np.mean(v, 0)[0] for k, v in _joined([ap_numbers(o) for o in orders]).items()}
     if n_boot: out = add_intervals(out, preds, tables, n_boot, seed, score_threshold, conf)
@@ -260,15 +263,17 @@ def _with_ends(now, ci, index): # '<key>' and '<key>_ci' of the numbers at an in
     for k, v in now.items(): out |= {k: _values(v[index]), f'{k}_ci': ends(ci[k][index].round(5)) if ci else None}
     return out
 
+# %% ../nbs/03e_stats.ipynb #2a911636
 def detection_block(
     m:Matched, # from `match_all`
     n_boot:int=2000, # resamples of the patients; 0: no intervals
     seed:int=0, # the same seed gives the same intervals
     conf:float=0.95, # confidence level
+    drawn:dict|None=None, # from `resampled_ap`, where it was made already
 )->dict: # plain JSON values: ious, the means over classes, and 'per_class'; '<key>_ci' beside each number, None where not defined
     "Average precision and recall, federated and plain, at every IoU, with intervals and warnings."
     now = {k: v[0] for k, v in ap_numbers(m).items()}
-    ci = ap_intervals(m, resampled_ap(m, n_boot, seed), conf) if n_boot else {}
+    ci = ap_intervals(m, drawn or resampled_ap(m, n_boot, seed), conf) if n_boot else {}
     judged, (with_box, _) = m.states != State.IGNORE, _patients_with(m)
     mean, each = ({k: v for k, v in now.items() if (k[0] == 'm') == of_mean} for of_mean in (True, False))
     of = lambda c, j: {'n_boxes': int(m.n_truth[:, j].sum()), 'n_patients': int(with_box[j]), 'n_images': int(judged[:, j].sum()),
@@ -276,6 +281,7 @@ def detection_block(
     return {'ious': _values(m.ious), 'n_boot': n_boot, 'conf': conf, 'n_images': len(m.states), 'n_patients': len(set(m.patients.tolist())),
             'n_boxes': int(m.n_truth.sum()), **_with_ends(mean, ci, ()), 'per_class': {c: of(c, j) for j, c in enumerate(m.classes)}}
 
+# %% ../nbs/03e_stats.ipynb #08481ef2
 def detection_table(
     block:dict, # from `detection_block`
 )->pd.DataFrame: # a row for each class and one for their mean, with intervals

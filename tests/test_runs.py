@@ -34,7 +34,7 @@ def tiny_set(tmp_path_factory):
 
 def test_the_line(start, tiny_set):
     "Exactly the line of the README, then the evaluation; the injected value is found in the run, in its record and in MLflow."
-    here, env = start.folder, {"CXR_SYNTHETIC_ROOT": str(tiny_set), "OMP_NUM_THREADS": "2"}
+    here, env = start.folder, {"CXR_SYNTHETIC_ROOT": str(tiny_set)}
     start("papermill nbs/04_train.ipynb runs/exp1.ipynb -p lr 1e-4", env)
     config, metrics = load(here/"runs/exp1/config.json"), load(here/"runs/exp1/metrics.json")
     assert (config["lr"], config["run"], config["data"], config["data_resolved"], config["labels"]) == (1e-4, "exp1", "auto", "synthetic", "report")
@@ -55,17 +55,17 @@ def test_the_line(start, tiny_set):
     start("papermill nbs/05_eval.ipynb runs/exp1_eval.ipynb -p run exp1 -p n_boot 50", env)
     result = load(here/"runs/exp1/eval.json")
     assert result["val"]["map_50"] == metrics["val"]["map_50"] and len(result["val"]["sensitivity_ci"]) == 2 and result["subset"] == "val"
+    assert result["val"]["blind_floor"]["map_50"] == metrics["val"]["blind_floor"]["map_50"]
+    assert {"localization", "image_level", "operating_points", "calibration", "errors", "subgroups"} <= set(result)
+    page = (here/"runs/exp1/report.html").read_text()
+    assert "not for clinical use" in page and "http" not in page.replace("http://www.w3.org", "") and page.count("<img") > 10
     assert start("papermill nbs/04_train.ipynb runs/exp1.ipynb -p lr 1e-4", env, ok=False).text.count("-p resume True")
     assert sorted(o.name for o in here.iterdir() if o.name in ("outputs", "multirun", "mlruns", "lightning_logs", "1")) == []
 
 
 WRONG = {  # what is typed -> what must be said
-    "-p lrr 1e-4": "did you mean `lr`",
-    "-p lr fast -p epochs 0 -p scheduler cosin": "3 problems",
-    "-p data nih -p data_root nowhere": "nowhere",
-    "-p image_size 250": "250",
-    "-p architecture tf_efficientdet_lite00": "did you mean",
-    "-p resume True": "no run `x` to resume",
+    "-p lrr 1e-4 -p scheduler cosin -p epochs 0": "3 problems",
+    "-p architecture tf_efficientdet_lite00 -p data nih -p data_root nowhere": "did you mean",
 }
 
 
@@ -73,8 +73,23 @@ WRONG = {  # what is typed -> what must be said
 def test_wrong_parameters(start, words):
     "One message, a non-zero exit, and no folder left behind."
     o = start(f"papermill nbs/04_train.ipynb runs/x.ipynb {words}", ok=False)
-    assert WRONG[words] in o.text
+    assert WRONG[words] in o.text and ("nowhere" in o.text or "did you mean `lr`" in o.text)
     assert not (start.folder/"runs/x").exists()
+
+
+WRONG_VALUES = {  # the same in this process, where it costs no start of a kernel
+    "did you mean `lr`": dict(lrr=1e-4), "3 problems": dict(lr="fast", epochs=0, scheduler="cosin"), "nowhere": dict(data="nih", data_root="nowhere"),
+    "250": dict(image_size=250), "did you mean `tf_eff": dict(architecture="tf_efficientdet_lite00"), "no run `x` to resume": dict(resume=True),
+    "2 problems": dict(augment="cxrr", freeze="head"), "a score lies from 0 to 1": dict(score_threshold=-1), "`folds` is 1": dict(folds=1), "several devices": dict(devices=2)}
+
+
+@pytest.mark.parametrize("says", WRONG_VALUES)
+def test_wrong_values(tmp_path, monkeypatch, small_set, says):
+    from cxr_nbdev.config import parse_config
+    from cxr_nbdev.train import train
+    monkeypatch.setenv("CXR_RUNS", str(tmp_path))
+    with pytest.raises((ValueError, OSError)) as e: train(parse_config({"run": "x", "data": "synthetic", "data_root": str(small_set), "accelerator": "cpu"} | WRONG_VALUES[says]))
+    assert says in str(e.value) and not (tmp_path/"x").exists()
 
 
 def test_eval_without_a_run(start):
@@ -126,6 +141,13 @@ def test_predecessors_command(start, small_set):
     assert "sensitivity" in o.stdout and "mAP@0.5" in o.stdout and "were in the training" in o.stderr
     [f] = (here/"runs/first").glob("eval_*.json")
     assert load(f)["labels"] == "boxes" and load(f)["n_seen_patients"] > 0
+    made = f.with_suffix("")
+    assert {"report.html", "predictions.json", "truth.json"} <= {o.name for o in made.iterdir()} and (made/"report/findings.csv").exists()
+    point = load(f)["operating_points"]["youden"]
+    assert point["chosen_on"] and point["warning"] and str(load(f)["n_val_patients"]-load(f)["n_seen_patients"]) in point["warning"]
+    scored = start(f"cxr_eval --predictions {made}/predictions.json --annotations_file {made}/truth.json --output again.json --n_boot 20")
+    assert load(here/"again.json")["val"]["map_50"] == load(f)["val"]["map_50"] and "mAP@0.5" in scored.stdout
+    assert "one of the two" in start(f"cxr_eval --annotations_file {made}/truth.json", ok=False).stderr
     o = start(line+" --only_unseen --output unseen.json")
     assert load(here/"unseen.json")["n_seen_patients"] == 0 and "were in the training" not in o.stderr
     o = start(line.replace("--num_classes 7", "--num_classes 8"), ok=False)
@@ -178,7 +200,8 @@ def test_bad_image(tmp_path, small_set, monkeypatch):
 SETTINGS = {
     "frozen": dict(find_lr=True, freeze="backbone", optimizer="adam", scheduler="plateau"),
     "folds": dict(folds=2, fold=1, classes="nih8", optimizer="sgd", lr=1e-3, scheduler="step", anchor_scale=0, monitor="val_loss"),
-    "stops": dict(early_stop=1, monitor="map", precision="bf16", num_workers=1, scheduler="none", epochs=12, lr=1e-9, weight_decay=0),
+    "bf16": dict(precision="bf16", num_workers=1),
+    "stops": dict(early_stop=1, monitor="map", scheduler="none", epochs=12, lr=1e-9, weight_decay=0),
 }
 
 
@@ -196,6 +219,20 @@ def test_settings(tmp_path, tiny_set, monkeypatch, name):
     if name == "frozen": assert 1e-6 < config["lr"] < .3 and config["lr"] != TrainConfig().lr and not list((tmp_path/name).glob(".lr_find*"))
     if name == "folds": assert len(config["class_names"]) == 8 and set(load(tmp_path/name/"metrics.json")["val"]["per_class"]) == set(config["class_names"])
     if name == "stops": assert n < 12, "at a learning rate of 1e-9 nothing gets better for long"
+
+
+def test_folds_in_one_report(start, tiny_set):
+    "Every patient is predicted once, by the run that did not train on him; the same run twice is refused."
+    from cxr_nbdev.config import TrainConfig
+    from cxr_nbdev.train import train
+    os.environ["CXR_RUNS"] = str(start.folder/"runs")
+    try:
+        for k in range(2): train(TrainConfig(run=f"f{k}", data="synthetic", data_root=str(tiny_set), image_size=128, epochs=1, batch_size=4, folds=2, fold=k, accelerator="cpu"))
+    finally: del os.environ["CXR_RUNS"]
+    start("papermill nbs/05_eval.ipynb runs/both.ipynb -p run f0+f1 -p n_boot 20")
+    m = load(start.folder/"runs/f0+f1/eval.json")
+    assert (m["n_val_images"], m["n_seen_patients"], m["runs"]) == (16, 0, ["f0", "f1"])
+    assert "no folds of one" in start("papermill nbs/05_eval.ipynb runs/twice.ipynb -p run f0+f0 -p n_boot 20", ok=False).text
 
 
 def test_taken_name(start, tiny_set):
@@ -247,11 +284,11 @@ def test_real_images(start):
 
 
 @real
-def test_archive_layout(tmp_path, monkeypatch):
+def test_archive_layout(tmp_path):
     "images_001/images to images_012/images, gzipped tables, 1024 px PNGs (four of them RGBA): boxes scale from the 1024 frame."
     from cxr_nbdev.config import TrainConfig
     from cxr_nbdev.data import load_tables
-    from cxr_nbdev.train import train
+    from cxr_nbdev.train import get_data
     root, there = tmp_path/"nih", sorted((SHARED/"nih/originals").glob("*.png"))
     for i, f in enumerate(there):
         d = root/f"images_{i%12+1:03}"/"images"
@@ -266,9 +303,8 @@ def test_archive_layout(tmp_path, monkeypatch):
     both = t.boxes.merge(half.boxes, on=["image_id", "label"], suffixes=("", "_512"))
     size = t.images.set_index("image_id").width[both.image_id].to_numpy()
     assert len(both) and (abs(both.x1/size - both.x1_512/512) < 1e-6).all()
-    monkeypatch.setenv("CXR_RUNS", str(tmp_path/"runs"))
-    train(TrainConfig(run="a", data="nih", data_root=str(root), image_size=128, epochs=1, accelerator="cpu"))
-    assert load(tmp_path/"runs/a/config.json")["data_resolved"] == "nih"
+    data = get_data(TrainConfig(data="nih", data_root=str(root), image_size=128))
+    assert data.source == "nih" and len(data.train)+len(data.val) == len(there)
 
 
 @real
