@@ -112,7 +112,9 @@ def choose_subset(t:Tables, subset, subject:Subject, *more)->Tables: # subset: v
     ids = t.images.image_id
     if more and subset != "val": raise ValueError(f"several runs are pooled on their validation images only, not on the subset `{subset}`")
     if subset == "val":
-        val = set().union(*map(val_images, (subject, *more)))
+        sides = [val_images(s) for s in (subject, *more)]
+        val = set().union(*sides)
+        if (twice := sum(map(len, sides))-len(val)): raise ValueError(f"{twice} validation images belong to several of these runs: they are no folds of one cross-validation")
         if gone := val-set(ids): raise ValueError(f"{len(gone)} of the {len(val)} validation images of the run are not among these images, such as {sorted(gone)[0]}. "
                                                   "Give the run's own `data_root`, or `-p subset unseen` for other images.")
         keep = ids[ids.isin(val)]
@@ -142,12 +144,10 @@ def predict(subject:Subject, tables:Tables, batch_size=8, device="cpu", skip_bad
                    int(tables.images.patient_id[seen_patients(tables, subject)].nunique()))
 
 # %% ../nbs/05_eval.ipynb #3050a872
-def pool(answers, # list of Answers, on images that none of them shares with another
+def pool(answers, # list of Answers, on images that none of them shares with another (`choose_subset` has seen to it)
          tables:Tables # all images, in the order of the report
         )->Answers:
     "Out-of-fold predictions as one."
-    every = [i for a in answers for i in a.preds]
-    if len(every) > len(set(every)): raise ValueError(f"{len(every)-len(set(every))} validation images belong to several of these runs: they are no folds of one cross-validation")
     where = {i: k for k, a in enumerate(answers) for i in a.preds}
     tables = tables.subset([i for i in tables.images.image_id if i in where])
     join = lambda name: {i: p for a in answers for i, p in getattr(a, name).items()}

@@ -222,7 +222,7 @@ def test_settings(tmp_path, tiny_set, monkeypatch, name):
 
 
 def test_folds_in_one_report(start, tiny_set):
-    "Every patient is predicted once, by the run that did not train on him; the same run twice is refused."
+    "Every patient is predicted once, by the run that did not train on him."
     from cxr_nbdev.config import TrainConfig
     from cxr_nbdev.train import train
     os.environ["CXR_RUNS"] = str(start.folder/"runs")
@@ -232,7 +232,6 @@ def test_folds_in_one_report(start, tiny_set):
     start("papermill nbs/05_eval.ipynb runs/both.ipynb -p run f0+f1 -p n_boot 20")
     m = load(start.folder/"runs/f0+f1/eval.json")
     assert (m["n_val_images"], m["n_seen_patients"], m["runs"]) == (16, 0, ["f0", "f1"])
-    assert "no folds of one" in start("papermill nbs/05_eval.ipynb runs/twice.ipynb -p run f0+f0 -p n_boot 20", ok=False).text
 
 
 def test_taken_name(start, tiny_set):
