@@ -44,6 +44,7 @@ test: $(STAMP) ## run every test
 
 test-slow: $(STAMP) ## the slow and the real-data tests too; keeps the result in nbs/last_slow_test.qmd
 	pytest tests -n $(WORKERS) --slow
+	pytest tests -k make_run --slow
 
 docs: $(STAMP) ## build the site into _docs and check its links
 	python tools/build_docs.py

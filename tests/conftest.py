@@ -24,9 +24,10 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    skip = pytest.mark.skip(reason="slow: run by make test-slow")
+    skip, alone = pytest.mark.skip(reason="slow: run by make test-slow"), pytest.mark.skip(reason="times a whole run, so make test-slow runs it alone, at the end")
     for o in items:
         if "slow" in o.keywords and not config.getoption("--slow"): o.add_marker(skip)
+        elif o.name == "test_make_run" and config.option.keyword != "make_run": o.add_marker(alone)
     items.sort(key=lambda o: "test_notebooks" in o.nodeid)  # the longest first
 
 
@@ -88,7 +89,8 @@ def start(project, small_env):
 
 def pytest_terminal_summary(terminalreporter, config):
     "After `--slow`: the result becomes a page of the docs."
-    everything = [Path(o).name for o in config.args] == ["tests"] and not config.option.keyword and not config.option.markexpr
+    last = config.option.keyword == "make_run" # the second half of make test-slow
+    everything = [Path(o).name for o in config.args] == ["tests"] and (last or not config.option.keyword) and not config.option.markexpr
     if not config.getoption("--slow") or not everything or hasattr(config, "workerinput"): return
     stats = {k: terminalreporter.stats.get(k, []) for k in ("passed", "failed", "error", "skipped")}
     seconds = {o.nodeid: o.duration for k in ("passed", "failed") for o in stats[k]}
@@ -100,7 +102,9 @@ def pytest_terminal_summary(terminalreporter, config):
              f"({platform.system()} {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, "
              f"{'a GPU' if torch.cuda.is_available() else 'no GPU'}).", "", "| test | result | seconds |", "|:--|:--|--:|"]
     failed = {o.nodeid for k in ("failed", "error") for o in stats[k]}
+    page = ROOT/"nbs/last_slow_test.qmd"
+    if last: lines = [o for o in page.read_text(encoding="utf-8").splitlines() if "test_make_run" not in o]
     for name in sorted(seconds | skipped):
         says = "skipped: "+skipped[name] if name in skipped else "FAILED" if name in failed else "passed"
         lines.append(f"| {name.split('/')[-1]} | {says} | {seconds.get(name, 0):.0f} |")
-    (ROOT/"nbs/last_slow_test.qmd").write_text("\n".join(lines)+"\n", encoding="utf-8")
+    page.write_text("\n".join(lines)+"\n", encoding="utf-8")
