@@ -9,7 +9,7 @@ __all__ = ['shipped', 'find_recipe', 'schema', 'compose', 'sweep', 'check_recipe
 
 # %% ../nbs/05b_cli.ipynb #3651e9a3
 import argparse, datetime, itertools, os, sys
-from dataclasses import asdict, fields, make_dataclass
+from dataclasses import asdict, fields, make_dataclass, replace
 from pathlib import Path
 
 from .config import EvalConfig, TrainConfig, describe, parse_config
@@ -243,12 +243,15 @@ def eval_predictions(a)->Path: # a: parsed arguments; the JSON that was written
     from cxr_nbdev.data import data_hash
     from cxr_nbdev.evaluate import Answers, evaluate_answers
     from cxr_nbdev.fullreport import cross_floor
-    from cxr_nbdev.nih import load_image_folder
+    from cxr_nbdev.nih import find_images, load_image_folder
     from cxr_nbdev.predfiles import read_coco_truth, read_predictions
     coco = a.annotations_file.lower().endswith(".json")
     if not coco and not a.image_folder_path: raise ValueError("a CSV of boxes needs --image_folder_path too, since the size of the images decides where its boxes lie; a COCO file of annotations does not")
     tables = read_coco_truth(a.annotations_file) if coco else load_image_folder(a.image_folder_path, a.annotations_file, label_table=a.label_table or None, classes=a.classes,
                                                                                skip_bad=a.skip_bad, keep="all" if a.all_images else "boxed")
+    if coco and a.image_folder_path: # for the pictures
+        found = find_images(Path(a.image_folder_path).expanduser())
+        tables = replace(tables, images=tables.images.assign(path=[str(found.get(Path(n).name, "")) for n in tables.images.file_name]))
     preds, info = read_predictions(a.predictions, tables, annotations=a.annotations_file if coco else None)
     print(info["says"])
     answers = Answers(preds, tables, cross_floor(tables))

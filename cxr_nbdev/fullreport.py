@@ -77,6 +77,8 @@ class Asked:
     folds: object = 5   # number of folds for the two, or the fold of each image
     @property
     def can_cross(self): return self.tables.images.patient_id.nunique() > 1 # else there is nobody to choose on
+    @property
+    def has_images(self): return all(p and Path(p).is_file() for p in self.tables.images.path) # a file of annotations can come without them
 
 # %% ../nbs/03r_fullreport.ipynb #e7e96779
 def add_headline(r:Report, a:Asked):
@@ -137,14 +139,14 @@ def add_errors(r:Report, a:Asked):
     errors = error_table(e, a.threshold)
     r.tables |= {"errors by type": error_summary(b), "errors": errors}
     r.figures |= {"errors": partial(plot_errors, b), "cost of errors": partial(plot_costs, b),
-                  "worst of each type": lambda: error_gallery(errors, a.preds, a.tables, score_threshold=a.threshold) if len(errors) else None}
+                  "worst of each type": lambda: error_gallery(errors, a.preds, a.tables, score_threshold=a.threshold) if len(errors) and a.has_images else None}
     r.blocks["subgroups"] = g = subgroup_block(Subgroups(e.pairs, score_threshold=a.threshold), a.n_boot, seed=a.seed)
     r.tables["subgroups"], r.figures["subgroups"] = subgroup_table(g, text=True), partial(plot_subgroups, g)
 
 def add_cases(r:Report, a:Asked):
     "The images on which truth and prediction agree best, and worst."
     def draw(some):
-        ids = some(a.tables, a.preds, a.threshold, 4)
+        ids = some(a.tables, a.preds, a.threshold, 4) if a.has_images else []
         return show_cases(a.tables, a.preds, ids, a.threshold) if len(ids) else None
     r.figures |= {"best": partial(draw, best_cases), "worst": partial(draw, worst_cases)}
 

@@ -145,8 +145,11 @@ def test_predecessors_command(start, small_set):
     assert {"report.html", "predictions.json", "truth.json"} <= {o.name for o in made.iterdir()} and (made/"report/findings.csv").exists()
     point = load(f)["operating_points"]["youden"]
     assert point["chosen_on"] and point["warning"] and str(load(f)["n_val_patients"]-load(f)["n_seen_patients"]) in point["warning"]
-    scored = start(f"cxr_eval --predictions {made}/predictions.json --annotations_file {made}/truth.json --output again.json --n_boot 20")
+    scored = start(f"cxr_eval --predictions {made}/predictions.json --annotations_file {made}/truth.json --output again.json --n_boot 20 --image_folder_path {small_set}/images")
+    assert (here/"again/report/worst.png").exists()
     assert load(here/"again.json")["val"]["map_50"] == load(f)["val"]["map_50"] and "mAP@0.5" in scored.stdout
+    no_pictures = start(f"cxr_eval --predictions {made}/predictions.json --annotations_file {made}/truth.json --output blind.json --n_boot 20")
+    assert "mAP@0.5" in no_pictures.stdout and not (here/"blind/report/worst.png").exists() and (here/"blind/report.html").exists()
     assert "one of the two" in start(f"cxr_eval --annotations_file {made}/truth.json", ok=False).stderr
     o = start(line+" --only_unseen --output unseen.json")
     assert load(here/"unseen.json")["n_seen_patients"] == 0 and "were in the training" not in o.stderr
@@ -205,7 +208,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", [pytest.param(o, marks=pytest.mark.slow) if o == "bf16" else o for o in SETTINGS])  # bf16 crawls on most CPUs
 def test_settings(tmp_path, tiny_set, monkeypatch, name):
     "Whole runs with the parameters that no other test turns."
     from cxr_nbdev.config import TrainConfig
