@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RULES', 'PARTS', 'SECTIONS', 'STYLE', 'Report', 'clinician_table', 'Asked', 'add_headline', 'add_curves',
            'add_localization', 'add_images', 'add_calibration', 'add_errors', 'add_cases', 'build_report',
-           'cross_floor', 'file_name', 'save_figure', 'save_report', 'section_tables', 'report_page']
+           'cross_floor', 'file_name', 'save_pictures', 'save_report', 'section_tables', 'report_page']
 
 # %% ../nbs/03r_fullreport.ipynb #e490ade6
 import base64, html, time
@@ -120,6 +120,7 @@ def add_images(r:Report, a:Asked):
     o = operating(a.preds, a.tables)
     chosen = {k: apply_points(o, p) for k, p in a.points.items()} if a.points else {k: cross_apply(o, k, a.folds, a.seed) for k in RULES if a.can_cross}
     r.blocks["operating_points"] = {k: operating_block(p, a.n_boot, a.seed) for k, p in chosen.items()}
+    r.blocks["warnings"] += sorted({f"Operating points and calibration: {w}" for b in r.blocks["operating_points"].values() if (w := b["warning"])}) # both are of the same patients
     r.tables |= {f"operating point: {k}": operating_table(b) for k, b in r.blocks["operating_points"].items()}
     r.figures["operating points"] = lambda: plot_operating(next(iter(chosen.values()))) if chosen else None
 
@@ -182,8 +183,8 @@ def cross_floor(tables:Tables, # truth
 # %% ../nbs/03r_fullreport.ipynb #861e9aeb
 def file_name(name): return "".join(c if c.isalnum() else "_" for c in name).strip("_")
 
-def save_figure(fig, folder, name):
-    "As PNG, and as SVG."
+def save_pictures(fig, folder, name):
+    "A figure as PNG, and as SVG."
     for kind in ("png", "svg"):
         atomic_write(folder/f"{file_name(name)}.{kind}", lambda p: fig.savefig(p, format=kind, dpi=100))
         fig.set_layout_engine("none") # the layout is found; looking for it again would take as long as drawing
@@ -199,7 +200,7 @@ def save_report(r:Report, folder, # is made
     write_json(folder/"report.json", r.blocks)
     for name, t in r.tables.items(): atomic_write(folder/f"report/{file_name(name)}.csv", lambda p: t.to_csv(p))
     for name in r.figures:
-        if (fig := r.draw(name)) is not None: save_figure(fig, folder/"report", name); close_figure(fig)
+        if (fig := r.draw(name)) is not None: save_pictures(fig, folder/"report", name); close_figure(fig)
     return sorted(str(f.relative_to(folder)) for f in (folder, folder/"report") for f in f.iterdir() if f.is_file())
 
 # %% ../nbs/03r_fullreport.ipynb #aa902906
@@ -209,8 +210,8 @@ SECTIONS = ( # title, what it says, tables, figures
     ("Sensitivity for a budget of false alarms", "FROC: how many of the boxes are found when so many false alarms an image are accepted.", ["sensitivity by false alarms"], ["froc"]),
     ("How well the boxes fit", "T(IoU): the share of boxed findings whose best-scored detection overlaps the box by more than that IoU. Two readers agree with each other to IoU 0.5 in about half of the cases, so 1.0 is out of reach.", ["localization"], ["localization", "offsets"]),
     ("Is the finding on the image at all?", "Image level: AUROC is the chance that an image with the finding scores higher than one without.", ["images"], ["images"]),
-    ("Operating points", "Thresholds chosen by a rule on other patients than those that they are reported on.", None, ["operating points"]),
-    ("Calibration", "Does a score of 0.3 mean three in ten? Before and after a correction fitted on other patients.", None, ["calibration of detections", "calibration of images"]),
+    ("Operating points", "Thresholds chosen by a rule on other patients than those that they are reported on, or frozen in the checkpoint at the end of its training; a warning at the top says where the two share patients.", None, ["operating points"]),
+    ("Calibration", "Does a score of 0.3 mean three in ten? Before and after a correction that was fitted on other patients, or frozen in the checkpoint.", None, ["calibration of detections", "calibration of images"]),
     ("Errors", "Every false alarm and miss has one type; its cost is what AP would gain if just that type were repaired.", ["errors by type"], ["errors", "cost of errors", "worst of each type"]),
     ("Parts of the images", "The same numbers by view, sex, age, size and place. Many looks find something by chance; small groups carry a warning.", ["subgroups"], ["subgroups"]),
     ("Best and worst", "Solid: the reader's boxes. Dashed: the detector's.", [], ["best", "worst"]),

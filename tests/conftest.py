@@ -15,7 +15,7 @@ NOTEBOOKS = sorted(o for o in (ROOT/"nbs").rglob("*.ipynb") if not any(p[0] in "
 COPIED = ("nbs", "configs", "cxr_nbdev", "settings.ini", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "_quarto.yml", "Makefile", "tools",
           "constraints.txt")
 # One thread a process: the tests run side by side, and threads that wait for each other cost more than they bring.
-ENV = {"OMP_NUM_THREADS": "1", "NO_ALBUMENTATIONS_UPDATE": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "HF_HUB_OFFLINE": "1", 
+ENV = {"OMP_NUM_THREADS": "1", "NO_ALBUMENTATIONS_UPDATE": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "HF_HUB_OFFLINE": "1",
        "JUPYTER_PREFER_ENV_PATH": "1", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 

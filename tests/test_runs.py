@@ -144,6 +144,7 @@ def test_predecessors_command(start, small_set):
     made = f.with_suffix("")
     assert {"report.html", "predictions.json", "truth.json"} <= {o.name for o in made.iterdir()} and (made/"report/findings.csv").exists()
     point = load(f)["operating_points"]["youden"]
+    assert "chosen on" in o.stdout, "the warning is shown, not only kept"
     assert point["chosen_on"] and point["warning"] and str(load(f)["n_val_patients"]-load(f)["n_seen_patients"]) in point["warning"]
     scored = start(f"cxr_eval --predictions {made}/predictions.json --annotations_file {made}/truth.json --output again.json --n_boot 20")
     assert (here/"again/report.html").exists() and not (here/"again/report/worst.png").exists(), "no images, no gallery"
@@ -286,11 +287,11 @@ def test_real_images(start):
 
 
 @real
-def test_archive_layout(tmp_path):
+def test_archive_layout(tmp_path, monkeypatch):
     "images_001/images to images_012/images, gzipped tables, 1024 px PNGs (four of them RGBA): boxes scale from the 1024 frame."
     from cxr_nbdev.config import TrainConfig
     from cxr_nbdev.data import load_tables
-    from cxr_nbdev.train import get_data
+    from cxr_nbdev.train import train
     root, there = tmp_path/"nih", sorted((SHARED/"nih/originals").glob("*.png"))
     for i, f in enumerate(there):
         d = root/f"images_{i%12+1:03}"/"images"
@@ -305,8 +306,9 @@ def test_archive_layout(tmp_path):
     both = t.boxes.merge(half.boxes, on=["image_id", "label"], suffixes=("", "_512"))
     size = t.images.set_index("image_id").width[both.image_id].to_numpy()
     assert len(both) and (abs(both.x1/size - both.x1_512/512) < 1e-6).all()
-    data = get_data(TrainConfig(data="nih", data_root=str(root), image_size=128))
-    assert data.source == "nih" and len(data.train)+len(data.val) == len(there)
+    monkeypatch.setenv("CXR_RUNS", str(tmp_path/"runs"))
+    m = train(TrainConfig(run="a", data="nih", data_root=str(root), image_size=128, epochs=1, accelerator="cpu"))
+    assert load(tmp_path/"runs/a/config.json")["data_resolved"] == "nih" and m["n_train_images"]+m["n_val_images"] == len(there)
 
 
 @real
