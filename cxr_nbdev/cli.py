@@ -202,7 +202,7 @@ def save_result(m:dict, report, answers, out:Path, title)->Path:
     import matplotlib
     from cxr_nbdev.evaluate import say_result
     from cxr_nbdev.fullreport import report_page, save_report
-    from cxr_nbdev.model import atomic_write
+    from cxr_nbdev.files import atomic_write
     from cxr_nbdev.run import write_json
     matplotlib.use("Agg") # nobody is there to look at windows
     write_json(out, m)

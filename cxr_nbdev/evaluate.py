@@ -17,9 +17,10 @@ import pandas as pd
 from .config import EvalConfig, notebook_config
 from .data import CLASS_SETS, Tables, class_set, data_hash, load_tables, near, project_root, resolve_source
 from .dataset import CXRDataset, load_pixels
+from .files import atomic_write
 from .fullreport import build_report, report_page, save_report
 from .metrics import floor_predictions
-from .model import atomic_write, load_detector, read_checkpoint
+from .model import load_detector, read_checkpoint
 from .module import predict_dataset
 from .run import list_runs, local_path, read_json, runs_dir, versions, write_json
 from .split import limit_tables, patient_hash

@@ -20,10 +20,10 @@ from .calibrate import calibration_block, calibration_table, plot_reliability, s
 from .curves import curve_block, f1_table, froc_table, plot_froc, plot_precision_recall
 from .data import Tables
 from .errors import error_block, error_gallery, error_summary, error_table, plot_costs, plot_errors, type_errors
+from .files import atomic_write
 from .imagelevel import image_level, image_level_block, image_level_table, plot_image_level
 from .localize import localize_block, localize_table, plot_localisation, plot_offsets, prepare_localize
 from .metrics import blind_floor, evaluate_detections, floor_predictions, match_all
-from .model import atomic_write
 from .operate import apply_points, cross_apply, operating, operating_block, operating_table, plot_operating
 from .predfiles import write_coco_predictions, write_coco_truth
 from .report import best_cases, metrics_table, plot_confusion, show_cases, worst_cases

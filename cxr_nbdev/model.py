@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['DETECTORS', 'FORMAT', 'CHECKS', 'Detector', 'register_detector', 'list_detectors', 'create_detector', 'to_original',
-           'check_space', 'atomic_write', 'checkpoint_header', 'save_detector', 'open_checkpoint', 'read_checkpoint',
-           'load_detector', 'example_batch', 'check_detector']
+           'checkpoint_header', 'save_detector', 'open_checkpoint', 'read_checkpoint', 'load_detector', 'example_batch',
+           'check_detector']
 
 # %% ../nbs/03_model.ipynb #16450dfb
-import ast, json, os, pickle, shutil, tempfile, time, zipfile, zlib
+import ast, json, pickle, tempfile, time, zipfile, zlib
 from fnmatch import fnmatch
 from functools import lru_cache
 from importlib import import_module
@@ -22,6 +22,7 @@ from torch import nn
 
 from .data import near
 from .dataset import boxes_to_original
+from .files import atomic_write
 
 # %% ../nbs/03_model.ipynb #93f9bc07
 class Detector(nn.Module):
@@ -185,33 +186,6 @@ def to_original(preds, # list of predictions in the frame that the detector saw
         b = boxes_to_original(p["boxes"], it["to_orig"])
         out.append({**p, "boxes": torch.minimum(b.clamp(min=0), b.new_tensor([w, h, w, h]))})
     return out
-
-# %% ../nbs/03_model.ipynb #e2a07baa
-def check_space(folder, # where the file shall go; the folder need not exist yet
-                n_bytes:int # how large it will be
-               ):
-    "OSError, naming what is free and what is needed, unless `n_bytes` fit into `folder`."
-    at = Path(folder).absolute()
-    while not at.exists(): at = at.parent
-    free = shutil.disk_usage(at).free
-    if free < n_bytes: raise OSError(f"no room in {folder}: {free/1e6:.0f} MB free, {n_bytes/1e6:.0f} MB needed. "
-                                     "Next step: delete old runs there, or work in another folder")
-
-# %% ../nbs/03_model.ipynb #c32c0f69
-def atomic_write(path, # where the file shall end up; folders are made
-                 write, # function that gets the path of a temporary file and writes it
-                 n_bytes:int=0 # expected size, for `check_space`
-                ): # Path
-    "Write a file so that under its name there is always the old one or the new one, whole."
-    path = Path(path)
-    check_space(path.parent, n_bytes)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(tmp)
-        os.replace(tmp, path)
-    finally: tmp.unlink(missing_ok=True)
-    return path
 
 # %% ../nbs/03_model.ipynb #9af3f19b
 FORMAT = 1 # of the checkpoints written here; a reader refuses newer ones

@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader
 
 from .dataset import CXRDataset, EpochSampler, collate
 from .metrics import evaluate_detections
-from .model import Detector, atomic_write, checkpoint_header, open_checkpoint, to_original
+from .files import atomic_write
+from .model import Detector, checkpoint_header, open_checkpoint, to_original
 
 # %% ../nbs/03f_module.ipynb #0e246882
 def param_groups(model, # a torch module

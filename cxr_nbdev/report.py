@@ -12,7 +12,6 @@ import pandas as pd
 import seaborn as sns
 
 from .data import State, Tables, box_iou
-from .dataset import read_image
 from .metrics import confusion_matrix
 from .plot import class_colors, grid, show_boxes, show_image
 
@@ -60,6 +59,7 @@ def show_case(tables:Tables, preds:dict, image_id, # predictions by image, boxes
     im = tables.images[tables.images.image_id == image_id].iloc[0]
     bs = tables.boxes[tables.boxes.image_id == image_id]
     p = preds[image_id]; keep = p["scores"] >= score_threshold
+    from cxr_nbdev.dataset import read_image # here, as it brings torch along, which nothing else needs
     ax = show_image(read_image(im.path), ax=ax)
     show_boxes(ax, bs[["x1", "y1", "x2", "y2"]].to_numpy(np.float32), [tables.classes.index(c) for c in bs.label], tables.classes, kind="truth")
     show_boxes(ax, p["boxes"][keep], p["labels"][keep], tables.classes, scores=p["scores"][keep], kind="pred")

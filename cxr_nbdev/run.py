@@ -18,7 +18,7 @@ import psutil
 
 from .config import TrainConfig
 from .data import near, project_root
-from .model import atomic_write
+from .files import atomic_write
 
 # %% ../nbs/03h_run.ipynb #3c128b66
 def papermill_output(argv=None # command line to read; None: that of the process which started this kernel

@@ -24,7 +24,8 @@ from .data import Tables, class_set, data_hash, few, load_tables, resolve_source
 from .dataset import CXRDataset, load_pixels
 from .fullreport import RULES
 from .metrics import blind_floor, evaluate_detections, floor_predictions
-from .model import atomic_write, check_space, create_detector, load_detector, open_checkpoint
+from .files import atomic_write, check_space
+from .model import create_detector, load_detector, open_checkpoint
 from .module import DetectionData, DetectionModule, find_lr as lr_range_test, make_trainer, predict_dataset, quiet_lightning
 from .operate import choose_points, operating
 from .plot import grid
