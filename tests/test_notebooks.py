@@ -1,10 +1,12 @@
 """Every notebook: its own tests, how it is kept, and that the library is what it exports."""
 import ast
 import json
+import multiprocessing
+import os
 import re
 
 import pytest
-from conftest import NOTEBOOKS, ROOT, run
+from conftest import ENV, NOTEBOOKS, ROOT, SHARED, run
 
 LIMIT_KB, LONGEST_CELL = 500, 40
 PERSONAL = re.compile(r"/home/\w|/Users/\w|/root/|[A-Z]:\\\\?Users|/tmp/|/work/")
@@ -36,11 +38,32 @@ every = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda o: o.stem)
 exporting = pytest.mark.parametrize("path", [o for o in NOTEBOOKS if o.name in MODULES.values()], ids=lambda o: o.stem)
 
 
+# Each notebook gets a process of its own, forked from one that has made the slow imports already: eight seconds a notebook.
+FORK = multiprocessing.get_context("forkserver")
+FORK.set_forkserver_preload(["nbdev.test", "torch", "pytorch_lightning", "effdet", "albumentations", "seaborn"])
+
+
+def nbdev_test_one(path, flags, env, log):
+    "`nbdev_test --path PATH`, in this process; what it prints goes to a file."
+    with open(log, "wb") as f:
+        for stream in (1, 2): os.dup2(f.fileno(), stream)
+    os.environ.update(env)
+    os.chdir(ROOT)
+    from nbdev.test import nbdev_test
+    nbdev_test(path=str(path), flags=flags)  # exits with 1 where a cell fails
+
+
 @every
-def test_runs(path, request):
+def test_runs(path, request, tmp_path, monkeypatch):
     "The notebook's own cells, as `nbdev_test` runs them."
-    flags, env = (["--flags", "slow data"], {"CXR_NIH_ROOT": str(SHARED/"nih")}) if request.config.getoption("--slow") else ([], {})
-    run(["nbdev_test", "--path", path, *flags], timeout=3000 if flags else 300, env=env)
+    flags, env = ("slow data", {"CXR_NIH_ROOT": str(SHARED/"nih")}) if request.config.getoption("--slow") else ("", {})
+    for k, v in ENV.items(): monkeypatch.setenv(k, v)  # for the process that is forked from, which starts at the first call
+    p = FORK.Process(target=nbdev_test_one, args=(path, flags, ENV | env, tmp_path/"log"))
+    p.start()
+    p.join(3000 if flags else 300)
+    if p.exitcode is None: p.kill()
+    text = (tmp_path/"log").read_text()
+    assert p.exitcode == 0 and "Success." in text, f"{path.name} ended with {p.exitcode}:\n{text[-6000:]}"
 
 
 @every
