@@ -377,7 +377,8 @@ def resolve_source(data:str='auto', # a source, or 'auto'
     if data == 'auto' and root is None:
         name, because = 'synthetic', " No real ones are configured (data_root, CXR_NIH_ROOT or data/nih)."
         root, why = _configured(name, '')
-    if data == 'auto' and root is not None and (root/'synthetic.json').exists(): name = 'synthetic'
+    if name != 'synthetic' and root is not None and (root/'synthetic.json').exists(): # what the folder says of itself goes first
+        name, because = 'synthetic', "" if data == 'auto' else f" (`data` is {data}, but that folder holds a synthetic.json.)"
     if name == 'synthetic': return name, root, "Synthetic images, drawn by a program" + (f", in the folder `{root.name}`, {why}." if root else ".") + because
     if root is not None: return name, root, f"Images of the source `{name}` from the folder `{root.name}`, {why}."
     if _optional_root(name): return name, None, f"Images of the source `{name}`, from its default place."

@@ -190,7 +190,8 @@ def save_pictures(fig, folder, name):
         fig.set_layout_engine("none") # the layout is found; looking for it again would take as long as drawing
 
 def save_report(r:Report, folder, # is made
-                preds:dict, tables:Tables
+                preds:dict, tables:Tables,
+                figures=True # draw the pictures too, which takes longer than all numbers
                )->list: # names of the files
     "Tables, figures, predictions and truth; returns what was written."
     folder = Path(folder)
@@ -199,7 +200,7 @@ def save_report(r:Report, folder, # is made
     write_coco_truth(tables, folder/"truth.json")
     write_json(folder/"report.json", r.blocks)
     for name, t in r.tables.items(): atomic_write(folder/f"report/{file_name(name)}.csv", lambda p: t.to_csv(p))
-    for name in r.figures:
+    for name in r.figures if figures else ():
         if (fig := r.draw(name)) is not None: save_pictures(fig, folder/"report", name); close_figure(fig)
     return sorted(str(f.relative_to(folder)) for f in (folder, folder/"report") for f in f.iterdir() if f.is_file())
 

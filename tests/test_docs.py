@@ -47,7 +47,7 @@ def tried(command):
     if words[0] == "cxr_compare" or "runs/first_eval.ipynb" in words: return None  # tests/test_compare.py does it
     if words[0] == "nbdev_test": return "nbdev_test --path nbs/index.ipynb"  # tests/test_notebooks.py runs them all
     if words[0] == "papermill": return command if "--help-notebook" in words or "05_eval" in command else f"{command} {FAST}"
-    return command + {"cxr_train": " epochs=1 image_size=128 limit=16 architecture=tf_efficientdet_lite0 backbone=", "cxr_eval": " --n_boot 20", "cxr_card": ""}[words[0]]
+    return command + {"cxr_train": " epochs=1 image_size=128 limit=16 architecture=tf_efficientdet_lite0 backbone=", "cxr_eval": " --n_boot 20 --no_figures", "cxr_card": ""}[words[0]]
 
 
 @pytest.fixture(scope="module")
