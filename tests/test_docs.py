@@ -79,8 +79,9 @@ def test_tools():
     import sys
     sys.path.insert(0, str(ROOT/"tools"))
     from build_docs import pandoc_id
-    from nb2md import callouts, fence, split_options
+    from nb2md import callouts, fence, split_options, unlinked_code
     assert [pandoc_id(o) for o in ("TrainConfig", "Tables.subset", "What goes in?", "2. x_y z")] == ["trainconfig", "tables.subset", "what-goes-in", "x_y-z"]
     assert fence("a ``` b\n", "python") == "````python\na ``` b\n````"
     assert split_options('#| echo: false\n#| code-summary: "Source"\n\nx = 1') == ({"echo": "false", "code-summary": "Source"}, "x = 1")
     assert callouts("::: {.callout-note}\n## Read\ntwo\n\nlines\n:::") == '!!! note "Read"\n\n    two\n\n    lines'
+    assert unlinked_code("[`f`](f.md#f)\n```python\nx, # from [`f`](f.md#f)\n```\n") == "[`f`](f.md#f)\n```python\nx, # from `f`\n```\n"

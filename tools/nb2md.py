@@ -37,6 +37,11 @@ def callouts(text):
     return re.sub(r"^:{3,}\s*\{\.callout-(\w+)[^}]*\}\n(.*?)\n:{3,}\s*$", change, text, flags=re.M | re.S)
 
 
+def unlinked_code(text):
+    "nbdev links names in the comments of a signature too, where Markdown shows the link as text: back to the plain name."
+    return re.sub(r"^```.*?^```", lambda m: re.sub(r"\[`([^`\n]+)`\]\([^)\s]*\)", r"`\1`", m[0]), text, flags=re.M | re.S)
+
+
 def output(o, write_image, info):
     "One output of a cell; `write_image(bytes, suffix)` answers with its link."
     if o.output_type == "error": return fence(f"{o.ename}: {o.evalue}", info)
@@ -47,7 +52,7 @@ def output(o, write_image, info):
         raw = joined(data[kind])
         return f"![]({write_image(raw.encode() if suffix == 'svg' else base64.b64decode(raw), suffix)})"
     if "text/html" in data: return '<div class="output-html">\n'+re.sub(r"\n\s*\n", "\n", joined(data["text/html"]))+"\n</div>"
-    if "text/markdown" in data: return joined(data["text/markdown"])
+    if "text/markdown" in data: return unlinked_code(joined(data["text/markdown"]))
     if "text/plain" in data: return fence(joined(data["text/plain"]), info)
     return ""
 
