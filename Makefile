@@ -11,6 +11,8 @@ WORKERS = 2
 
 BIN   := .venv/bin
 STAMP := .venv/installed
+# The rendered record shows the run; the library's own code in it is on the site
+NO_LIBRARY = --RegexRemovePreprocessor.enabled=True --RegexRemovePreprocessor.patterns='^\#\|\s*(export|hide|default_exp)'
 SET_UP = $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHON DATA DATA_ROOT
@@ -36,7 +38,7 @@ run: $(STAMP) ## train and evaluate the demo (DATA=nih DATA_ROOT=DIR: on your im
 	@rm -rf runs/demo runs/demo.ipynb runs/demo.html runs/demo_eval.ipynb runs/demo_eval.html && mkdir -p runs
 	papermill nbs/04_train.ipynb runs/demo.ipynb -p data $(DATA) $${DATA_ROOT:+-r data_root "$$DATA_ROOT"} $(ARGS)
 	papermill nbs/05_eval.ipynb runs/demo_eval.ipynb -p run demo
-	@jupyter nbconvert --log-level ERROR --to html runs/demo.ipynb runs/demo_eval.ipynb
+	@jupyter nbconvert --log-level ERROR --to html $(NO_LIBRARY) runs/demo.ipynb runs/demo_eval.ipynb
 	@python tools/summary.py runs/demo
 
 test: $(STAMP) ## run every test
