@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(config, items):
     skip, alone = pytest.mark.skip(reason="slow: run by make test-slow"), pytest.mark.skip(reason="times a whole run, so make test-slow runs it alone, at the end")
     for o in items:
         if "slow" in o.keywords and not config.getoption("--slow"): o.add_marker(skip)
-        elif o.name == "test_make_run" and config.option.keyword != "make_run": o.add_marker(alone)
+        elif o.nodeid.endswith("test_runs.py::test_make_run") and config.option.keyword != "make_run": o.add_marker(alone)
     items.sort(key=lambda o: "test_notebooks" in o.nodeid)  # the longest first
 
 
