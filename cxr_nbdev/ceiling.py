@@ -249,11 +249,13 @@ def _point(b, iou): # '0.72 at 0.41'
     at = b.get(f'iou_{iou}') or {}
     return '-' if at.get('sensitivity') is None else f"{at['sensitivity']:.2f} at {_cell(at['fp_image'])}"
 
+_READ = ('read again', lambda b: str(b['n_boxes'])) # how many boxes the ceiling stands on
+
 CEILING_COLUMNS = { # table of the report -> {column behind which it goes: (new column, block of a finding or of all -> text)}
-    'average precision': {f'blind floor @{x:g}': (f'reader ceiling @{x:g}', lambda b, k=f'ap_{round(100*x)}': _cell(b.get(k, b.get(f'm{k}')))) for x in (.5, .3)},
-    'sensitivity by false alarms': {'floor FROC': ('reader: found at FP', lambda b: _point(b, 30))},
+    'average precision': {'boxes': _READ, **{f'blind floor @{x:g}': (f'reader ceiling @{x:g}', lambda b, k=f'ap_{round(100*x)}': _cell(b.get(k, b.get(f'm{k}')))) for x in (.5, .3)}},
+    'sensitivity by false alarms': {'boxes': _READ, 'floor FROC': ('reader: found at FP', lambda b: _point(b, 30))},
     'best F1': {f'threshold @{x:g}': (f'reader F1 @{x:g}', lambda b, k=f'iou_{round(100*x)}': _cell((b.get(k) or {}).get('f1'))) for x in (.3, .5)},
-    'localization': {f'floor T({x:g})': (f'ceiling T({x:g})', lambda b, j=T_IOUS.index(x): _cell(b['t_iou'][j])) for x in (.1, .3, .5, .7)}}
+    'localization': {'boxed pairs': _READ, **{f'floor T({x:g})': (f'ceiling T({x:g})', lambda b, j=T_IOUS.index(x): _cell(b['t_iou'][j])) for x in (.1, .3, .5, .7)}}}
 
 def with_ceiling(
     table:pd.DataFrame, # a row for each finding, and perhaps 'all classes'

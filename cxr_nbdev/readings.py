@@ -43,13 +43,13 @@ def reader_words(
     known = lambda names: tuple(dict.fromkeys(to[m] for n in names if (m := ALIASES.get(n, n)) in to))
     return {w: (known(a), tuple(c for c in known(b) if c not in known(a))) for w, (a, b) in words.items()}
 
-# %% ../nbs/00g_readings.ipynb #b54be290
-FORMS = { # header -> (what it holds, reader or None where a column says it)
-    'image,label,x1,y1,x2,y2,source': ('boxes', None),       # ChestX-Det
-    'image,x1,y1,x2,y2,rsna_class': ('boxes', 'RSNA'),
-    'image,rsna_class': ('read', 'RSNA'),
-    'image,label,x1,y1,x2,y2,reader': ('boxes', None),       # any reader
-    'image,reader': ('read', None)}
+# %% ../nbs/00g_readings.ipynb #08a3f507
+FORMS = { # header -> (what it holds, reader or None where a column says it, side of the frame of its boxes or None where it is the first reader's)
+    'image,label,x1,y1,x2,y2,source': ('boxes', None, 1024), # ChestX-Det
+    'image,x1,y1,x2,y2,rsna_class': ('boxes', 'RSNA', 1024),
+    'image,rsna_class': ('read', 'RSNA', None),
+    'image,label,x1,y1,x2,y2,reader': ('boxes', None, None), # any reader
+    'image,reader': ('read', None, None)}
 
 # %% ../nbs/00g_readings.ipynb #f15b2edb
 def _bad_rows(df, frame):
@@ -63,8 +63,8 @@ def _bad_rows(df, frame):
 
 def read_reading(
     path, # a CSV with one of the headers of `FORMS`, gzipped or not
-    frame:int|None=1024, # side of the square that the boxes were drawn in; None: not one for all
-)->tuple: # 'boxes' or 'read', and a table: image_id, reader, and for boxes label, x1, y1, x2, y2
+    frame:int|None=1024, # side of the square that boxes of any other reader were drawn in; None: pixels of each image file
+)->tuple: # 'boxes' or 'read', and a table: image_id, reader, and for boxes label, x1, y1, x2, y2, frame (NaN for None)
     "One file of second readings; what is wrong with it is named in one `ValueError`."
     file = Path(path).name
     try: df = pd.read_csv(io.StringIO(read_text(path)), dtype=str, keep_default_na=False, skipinitialspace=True)
@@ -72,7 +72,8 @@ def read_reading(
     head = ','.join(df.columns)
     if head not in FORMS:
         raise ValueError(f"{file} is no second reading.\n  found:    {head[:120]}\n  expected: " + '\n            or '.join(FORMS))
-    kind, reader = FORMS[head]
+    kind, reader, own = FORMS[head]
+    frame = own or frame
     if 'rsna_class' in df and (odd := sorted(set(df.rsna_class) - set(RSNA_CLASSES))):
         raise ValueError(f"{file}: `{odd[0]}` is not a class of the RSNA{near(odd[0], RSNA_CLASSES) or '.'} Known: {few(RSNA_CLASSES)}.")
     df = df.rename(columns={'image': 'image_id', 'source': 'reader'})
@@ -80,7 +81,7 @@ def read_reading(
     bad = [f'line {i+2}: no {c}' for c in ('image_id', 'reader') for i in np.flatnonzero(df[c] == '')] + (_bad_rows(df, frame) if kind == 'boxes' else [])
     if bad: raise ValueError(f"{file} has {len(bad)} wrong line{'s'*(len(bad) > 1)}:\n  " + '\n  '.join(bad[:8]) + (f'\n  ... and {len(bad)-8} more' if len(bad) > 8 else ''))
     if kind == 'read': return kind, df[['image_id', 'reader']]
-    return kind, df[['image_id', 'label', 'x1', 'y1', 'x2', 'y2', 'reader']].astype({c: float for c in ('x1', 'y1', 'x2', 'y2')})
+    return kind, df[['image_id', 'label', 'x1', 'y1', 'x2', 'y2', 'reader']].astype({c: float for c in ('x1', 'y1', 'x2', 'y2')}).assign(frame=float(frame or np.nan))
 
 # %% ../nbs/00g_readings.ipynb #9fd95243
 @dataclass(frozen=True, eq=False, repr=False)
@@ -101,10 +102,11 @@ class Readings:
         one = lambda r: (f"{r} {len(self.read[r])} images, {(self.boxes.reader == r).sum()} boxes" + ('' if self.listed[r] else " (only images with a box are known to be read)"))
         return "second readings: " + ("; ".join(map(one, self.read)) or "none of these images")
 
-def _scale(boxes, tables, frame):
+def _scale(boxes, tables):
     "Corners from the frame that they were drawn in to pixels of each image file, cut at its edges."
     size = tables.images.set_index('image_id').loc[boxes.image_id, ['width', 'height', 'width', 'height']].to_numpy(float)
-    return boxes.assign(**dict(zip(('x1', 'y1', 'x2', 'y2'), (boxes[['x1', 'y1', 'x2', 'y2']].to_numpy(float)*(size/frame if frame else 1)).clip(0, size).T)))
+    by = np.where(boxes.frame.isna().to_numpy()[:, None], 1, size/boxes.frame.to_numpy()[:, None])
+    return boxes.drop(columns='frame').assign(**dict(zip(('x1', 'y1', 'x2', 'y2'), (boxes[['x1', 'y1', 'x2', 'y2']].to_numpy(float)*by).clip(0, size).T)))
 
 # %% ../nbs/00g_readings.ipynb #b813039d
 def find_readings(
@@ -131,7 +133,7 @@ def load_readings(
     root, # a data root with a folder second_reader/, or that folder itself
     tables:Tables, # of the first reader
     labels:dict|None=None, # reader -> word -> (answers for, could also mean), in place of `READER_LABELS`
-    frame:int|None=-1, # side of the square that the boxes were drawn in; None: pixels of each image file; -1: 1024 for NIH's form (sources nih and synthetic), else None
+    frame:int|None=-1, # side of the square that a reader of your own drew in; None: pixels of each image file; -1: 1024 for NIH's form (sources nih and synthetic), else None
 )->Readings:
     "Second readings of the images of some tables; images that are not among them are skipped and counted."
     folder = Path(root).expanduser()
@@ -148,7 +150,7 @@ def load_readings(
     listed = {r: read is not None and (read.reader == r).any() for r in readers}
     seen = {r: set(boxes.image_id[boxes.reader == r]) | (set(read.image_id[read.reader == r]) if listed[r] else set()) for r in readers}
     info = {'files': files, 'skipped': {r: len(seen[r] - set(ids)) for r in readers}, 'left_out': {}}
-    boxes = _scale(boxes[boxes.image_id.isin(ids)].reset_index(drop=True), tables, frame)
+    boxes = _scale(boxes[boxes.image_id.isin(ids)].reset_index(drop=True), tables)
     for r in readers:
         n = boxes.label[(boxes.reader == r) & ~boxes.label.isin([w for w, (a, _) in words[r].items() if a])].value_counts()
         info['left_out'][r] = {str(k): int(v) for k, v in n.items()}
