@@ -131,7 +131,9 @@ def _ceiling(b):
     rows = [[r, _say(v.get("n_images")), _say(v.get("n_boxes")), _show(v.get("iou_30"), "sensitivity"), _show(v.get("iou_50"), "sensitivity"), _show(v, "iou"),
              "yes" if v.get("listed") else "no: only images with a box of this reader count, which flatters"] for r, v in ((b or {}).get("readers") or {}).items()]
     head = ["second reader", "images", "boxes", "found (IoU 0.3)", "found (IoU 0.5)", "median IoU", "images without a box known?"]
-    return "\n\nThe reader ceiling is that of the evaluated images that were read again, against the first reader's boxes:\n\n" + _table(head, rows) if rows else ""
+    few = ", ".join(f"{c} ({n})" for c, n in ((b or {}).get("few_boxes") or {}).items())
+    few = f"\n\nFewer than ten boxes were read again of {few}: their ceilings are single cases, and the mean over the classes holds them, too." if few else ""
+    return "\n\nThe reader ceiling is that of the evaluated images that were read again, against the first reader's boxes:\n\n" + _table(head, rows) + few if rows else ""
 
 def _overall(r):
     "The headline, with floor and ceiling."

@@ -6,7 +6,7 @@
 __all__ = ['IOU_GRID', 'CEILING_COLUMNS', 'reader_case', 'Agreement', 'prepare_agreement', 'agreement_numbers',
            'simulate_readings', 'reader_ceiling', 'ceiling_table', 'plot_agreement', 'with_ceiling']
 
-# %% ../nbs/03ja_ceiling.ipynb #051f14fb
+# %% ../nbs/03ja_ceiling.ipynb #e5ae4d38
 from dataclasses import dataclass, replace
 
 import matplotlib.pyplot as plt
@@ -17,7 +17,7 @@ from .data import State, Tables
 from .localize import T_IOUS, Located, localize_numbers, prepare_localize, put_number
 from .metrics import match_all, pair_iou
 from .readings import Readings
-from .stats import ap_interval, evaluate_floor, few_boxes_warning, intervals, resample
+from .stats import FEW_BOXES, ap_interval, evaluate_floor, few_boxes_warning, intervals, resample
 
 # %% ../nbs/03ja_ceiling.ipynb #f6989ac5
 def _states_for(tables, words):
@@ -192,10 +192,11 @@ def reader_ceiling(
     "Second readers scored as if they were detectors, with intervals over patients."
     cases = {r: o for r in readings.read if len((o := reader_case(readings, r, tables))[1].boxes)} # a reader without a box to find has no ceiling
     out = {'ious': list(ious), 't_ious': list(T_IOUS), 'iou_grid': IOU_GRID.round(2).tolist(), 'n_boot': n_boot, 'conf': conf, 'n_evaluated': len(tables), 'readers': {}}
-    if not cases: return out | {'n_images': 0, 'n_boxes': 0, 'says': 'No second reading of a boxed finding of these images, so no reader ceiling.'}
+    if not cases: return out | {'n_images': 0, 'n_boxes': 0, 'few_boxes': {}, 'says': 'No second reading of a boxed finding of these images, so no reader ceiling.'}
     for r, case in cases.items():
         out['readers'][r] = _agreement_block(*case, ious, n_boot, seed, conf) | {'listed': readings.listed[r], 'answers': list(readings.classes(r))}
     out |= _agreement_block(*_join_cases(cases, tables), ious, n_boot, seed, conf) if len(cases) > 1 else {k: v for k, v in out['readers'][next(iter(cases))].items()}
+    out['few_boxes'] = {c: v['n_boxes'] for c, v in out['per_class'].items() if 0 < v['n_boxes'] < FEW_BOXES}
     return out | {'says': _says(out)}
 
 def _says(block):
@@ -203,8 +204,9 @@ def _says(block):
     def one(r, b):
         found = ' and '.join(f"{_cell(b[k]['sensitivity'], b[k]['sensitivity_ci'])} at IoU {o:g}" for o in block['ious'] if (k := f'iou_{round(100*o)}'))
         return (f"{r} read {b['n_images']} of them with {b['n_boxes']} boxes of {', '.join(c for c in b['answers'] if b['per_class'][c]['n_boxes'])}, and found {found} (where both marked the finding, {b['n_marked']} times: "
-                f"{_cell(b['share_marked'][24])} at 0.5)" + ('' if b['listed'] else "; only images with a box of this reader are known to be read, which flatters it") + (f"; {b['warning']}" if b['warning'] else ''))
-    return f"Reader ceiling, {block['n_evaluated']} images evaluated: " + '. '.join(one(r, b) for r, b in block['readers'].items()).rstrip('.') + '.'
+                f"{_cell(b['share_marked'][24])} at 0.5)" + ('' if b['listed'] else "; only images with a box of this reader are known to be read, which flatters it") + '.')
+    few = ', '.join(f'{c} ({n})' for c, n in block['few_boxes'].items())
+    return f"Reader ceiling, {block['n_evaluated']} images evaluated: " + ' '.join(one(r, b) for r, b in block['readers'].items()) + (f" Fewer than {FEW_BOXES} boxes, to be read as single cases: {few}." if few else '')
 
 def _cell(v, ci=None):
     "A number with its interval, '-' where it is not defined."
@@ -264,7 +266,11 @@ def with_ceiling(
 )->pd.DataFrame: # a new table
     "The table with the reader ceiling beside the floor; as it is where nothing was read."
     if 'per_class' not in block: return table
-    out, of = table.copy(), lambda c: block['per_class'].get(c, block if c == 'all classes' else None)
+    out = table.copy()
+    def cell(c, show):
+        b = block['per_class'].get(c, block if c == 'all classes' else None)
+        if b is None or not b['n_boxes'] or (text := show(b)) == '-': return '-'
+        return f'({text})' if show is not _READ[1] and (c in block['few_boxes'] or (b is block and block['few_boxes'])) else text
     for after, (name, show) in columns.items():
-        if after in out: out.insert(out.columns.get_loc(after)+1, name, ['-' if (b := of(c)) is None or not b['n_boxes'] else show(b) for c in out.index])
+        if after in out: out.insert(out.columns.get_loc(after)+1, name, [cell(c, show) for c in out.index])
     return out

@@ -227,7 +227,7 @@ SECTIONS = ( # title, what it says, tables, figures
     ("Calibration", "Does a score of 0.3 mean three in ten? Before and after a correction that was fitted on other patients, or frozen in the checkpoint.", None, ["calibration of detections", "calibration of images"]),
     ("Errors", "Every false alarm and miss has one type; its cost is what AP would gain if just that type were repaired.", ["errors by type"], ["errors", "cost of errors", "worst of each type"]),
     ("Parts of the images", "The same numbers by view, sex, age, size and place. Many looks find something by chance; small groups carry a warning.", ["subgroups"], ["subgroups"]),
-    ("Reader ceiling", "How well another reader does against the boxes that the detector is measured with: the second reader's boxes, scored as if they were a detector's, on those of these images that both read. Nobody should expect a detector to agree better than people do.", None, ["reader ceiling"]),
+    ("Reader ceiling", "How well another reader does against the boxes that the detector is measured with: the second reader's boxes, scored as if they were a detector's, on those of these images that both read. Nobody should expect a detector to agree better than people do. In the tables above what stands on fewer than ten boxes that were read again, or is a mean over such findings, is in brackets.", None, ["reader ceiling"]),
     ("Best and worst", "Solid: the reader's boxes. Dashed: the detector's.", [], ["best", "worst"]),
 )
 
