@@ -181,6 +181,7 @@ def _agreement_block(preds, tables, ious, n_boot, seed, conf):
     for k in ('share', 'share_marked'): put_number(out, k, now[k][0], ci[k])
     return out
 
+# %% ../nbs/03ja_ceiling.ipynb #69b95eef
 def reader_ceiling(
     readings:Readings, # second readings
     tables:Tables, # the first reader's, of the images that are evaluated
