@@ -124,7 +124,16 @@ def _metrics():
             "*AP*: mean precision over recall (COCO's 101 points) at an overlap (IoU) of 0.5 or 0.3; findings that are labelled but not boxed are left out. "
             "*mAP*: its mean over the classes. *Sensitivity*, *specificity*: shares of pairs of image and finding, called where a detection reaches the threshold. "
             "*Blind floor*: one fixed box a class, chosen on the training patients, drawn without looking at the image. "
-            "*Reader ceiling*: a second reader's boxes scored as if they were a detector's.")
+            "*Reader ceiling*: a second reader's boxes scored as if they were a detector's, all with the same score.")
+
+def _ceiling(b):
+    "What was read again, by whom, and how well these readers find the first one's boxes; nothing where nobody has."
+    rows = [[r, _say(v.get("n_images")), _say(v.get("n_boxes")), _show(v.get("iou_30"), "sensitivity"), _show(v.get("iou_50"), "sensitivity"), _show(v, "iou"),
+             "yes" if v.get("listed") else "no: only images with a box of this reader count, which flatters"] for r, v in ((b or {}).get("readers") or {}).items()]
+    head = ["second reader", "images", "boxes", "found (IoU 0.3)", "found (IoU 0.5)", "median IoU", "images without a box known?"]
+    few = ", ".join(f"{c} ({n})" for c, n in ((b or {}).get("few_boxes") or {}).items())
+    few = f"\n\nFewer than ten boxes were read again of {few}: their ceilings are single cases, and the mean over the classes holds them, too." if few else ""
+    return "\n\nThe reader ceiling is that of the evaluated images that were read again, against the first reader's boxes:\n\n" + _table(head, rows) + few if rows else ""
 
 def _overall(r):
     "The headline, with floor and ceiling."
@@ -134,10 +143,8 @@ def _overall(r):
     a = v.get("any_finding")
     rows += [[f"any finding: {k}", _show(a, k), _show((floor or {}).get("any_finding"), k), _show((top or {}).get("any_finding"), k)] for k in ("sensitivity", "specificity")]
     rows += [["image-level AUROC, mean over findings", _show((r["image_level"] or {}).get("macro"), "auroc"), "0.5 by definition", MISSING]]
-    rest = [f"- {k}: {_show(top, k)}" for k, x in (top or {}).items() if isinstance(x, float) and k not in names]
     th = r["result"].get("score_threshold", r["config"].get("score_threshold"))
-    ceiling = "\n\nOf the reader ceiling:\n\n" + "\n".join(rest) if rest else ""
-    return _table(["", "this detector", "blind floor", "reader ceiling"], rows) + f"\n\nScore from which a finding counts as called: {_say(th)}.{ceiling}"
+    return _table(["", "this detector", "blind floor", "reader ceiling"], rows) + f"\n\nScore from which a finding counts as called: {_say(th)}.{_ceiling(top)}"
 
 # %% ../nbs/05d_card.ipynb #20732104
 def _floor_of(r, c): return {"x": (((r["val"].get("blind_floor") or {}).get("per_class") or {}).get(c) or {}).get("ap_50")}
@@ -145,9 +152,10 @@ def _floor_of(r, c): return {"x": (((r["val"].get("blind_floor") or {}).get("per
 def _classes(r):
     "Class by class."
     auroc, classes = (r["image_level"] or {}).get("per_class") or {}, r["val"].get("per_class") or {}
-    rows = [[c, _say(v.get("n_boxes")), _show(v, "ap_50"), _show(_floor_of(r, c), "x"), *(_show(v, k) for k in ("ap_30", "sensitivity", "specificity")), _show(auroc.get(c), "auroc")]
+    top = (r["reader_ceiling"] or {}).get("per_class") or {}
+    rows = [[c, _say(v.get("n_boxes")), _show(v, "ap_50"), _show(_floor_of(r, c), "x"), _show(top.get(c), "ap_50"), *(_show(v, k) for k in ("ap_30", "sensitivity", "specificity")), _show(auroc.get(c), "auroc")]
             for c, v in classes.items()]
-    head = ["finding", "boxes", "AP@0.5", "blind floor", "AP@0.3", "sensitivity", "specificity", "image-level AUROC"]
+    head = ["finding", "boxes", "AP@0.5", "blind floor", "reader ceiling", "AP@0.3", "sensitivity", "specificity", "image-level AUROC"]
     return _table(head, rows) if rows else MISSING.capitalize() + "."
 
 def _alarms(r):

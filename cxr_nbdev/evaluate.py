@@ -22,6 +22,7 @@ from .fullreport import build_report, report_page, save_report
 from .metrics import floor_predictions
 from .model import load_detector, read_checkpoint
 from .module import predict_dataset
+from .readings import find_readings, load_readings
 from .run import list_runs, local_path, read_json, runs_dir, versions, write_json
 from .split import limit_tables, patient_hash
 from .train import LABELS, check_device, device_name
@@ -156,15 +157,16 @@ def pool(answers, # list of Answers, on images that none of them shares with ano
                    tables.images.image_id.map(where).to_numpy() if len(answers) > 1 else 5)
 
 # %% ../nbs/05_eval.ipynb #061d2d92
-BLOCKS = ("localization", "image_level", "operating_points", "calibration", "errors", "subgroups") # go into eval.json; the curves are in report.json
+BLOCKS = ("localization", "image_level", "operating_points", "calibration", "errors", "subgroups", "reader_ceiling") # go into eval.json; the curves are in report.json
 
 def evaluate_answers(a:Answers, score_threshold=0.3, n_boot=2000, seed=42, points=None, calibration=None): # (dict, Report)
     "What predictions are worth, whoever made them."
-    t = a.tables
-    r = build_report(a.preds, t, a.floor, threshold=score_threshold, n_boot=n_boot, seed=seed, points=points, calibration=calibration, folds=a.folds)
+    t, others = a.tables, find_readings(a.tables)
+    r = build_report(a.preds, t, a.floor, threshold=score_threshold, n_boot=n_boot, seed=seed, points=points, calibration=calibration, folds=a.folds,
+                     readings=load_readings(others, t) if others else None)
     m = dict(val=r.blocks["val"], n_val_images=len(t), n_val_patients=int(t.images.patient_id.nunique()), report_seconds=sum(r.seconds.values()), score_threshold=score_threshold,
              class_names=t.classes, labels=t.info["labels"], data_resolved=t.info["source"], data_hash=data_hash(t), skipped=t.info.get("skipped", {}), versions=versions(),
-             warnings=r.blocks["warnings"], **{k: r.blocks[k] for k in BLOCKS})
+             warnings=r.blocks["warnings"], **{k: r.blocks[k] for k in BLOCKS if k in r.blocks})
     return m, r
 
 def evaluate(subject:Subject, a:Answers, score_threshold=None, # None: the one of the training
@@ -187,4 +189,4 @@ def say_result(m:dict)->str: # as in eval.json
         return f"{d[k]:.3f}" + (f" [{ci[0]:.3f}, {ci[1]:.3f}]" if ci and ci[0] is not None else "")
     return "\n".join([f"sensitivity {n(v, 'sensitivity')}, specificity {n(v, 'specificity')} at a score of {m['score_threshold']:g}, over all pairs of image and finding",
         f"mAP@0.5 {n(v, 'map_50')} (blind floor {n(f, 'map_50')}; ignoring nothing {n(v, 'map_plain_50')})", f"mAP@0.3 {n(v, 'map_30')} (blind floor {n(f, 'map_30')}), mAP@0.5:0.95 {n(v, 'map')}",
-        f"{m['n_val_images']} images of {m['n_val_patients']} patients; labels: {m['labels']}; brackets: 95% intervals", *m["warnings"]])
+        f"{m['n_val_images']} images of {m['n_val_patients']} patients; labels: {m['labels']}; brackets: 95% intervals", *([m["reader_ceiling"]["says"]] if "reader_ceiling" in m else []), *m["warnings"]])

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RULES', 'PARTS', 'SECTIONS', 'STYLE', 'Report', 'clinician_table', 'Asked', 'add_headline', 'add_curves',
-           'add_localization', 'add_images', 'add_calibration', 'add_errors', 'add_cases', 'build_report',
-           'cross_floor', 'file_name', 'save_pictures', 'save_report', 'section_tables', 'report_page']
+           'add_localization', 'add_images', 'add_calibration', 'add_errors', 'add_cases', 'add_ceiling',
+           'build_report', 'cross_floor', 'file_name', 'save_pictures', 'save_report', 'section_tables', 'report_page']
 
 # %% ../nbs/03r_fullreport.ipynb #e490ade6
 import base64, html, time
@@ -17,6 +17,7 @@ import pandas as pd
 from matplotlib.pyplot import close as close_figure
 
 from .calibrate import calibration_block, calibration_table, plot_reliability, scored_detections, scored_images
+from .ceiling import CEILING_COLUMNS, ceiling_table, plot_agreement, reader_ceiling, with_ceiling
 from .curves import curve_block, f1_table, froc_table, plot_froc, plot_precision_recall
 from .data import Tables
 from .errors import error_block, error_gallery, error_summary, error_table, plot_costs, plot_errors, type_errors
@@ -26,6 +27,7 @@ from .localize import localize_block, localize_table, plot_localisation, plot_of
 from .metrics import blind_floor, evaluate_detections, floor_predictions, match_all
 from .operate import apply_points, cross_apply, operating, operating_block, operating_table, plot_operating
 from .predfiles import write_coco_predictions, write_coco_truth
+from .readings import Readings
 from .report import best_cases, metrics_table, plot_confusion, show_cases, worst_cases
 from .run import write_json
 from .split import split_patients
@@ -75,6 +77,7 @@ class Asked:
     points: dict = None # frozen operating points by rule; None: chosen on other folds of the patients
     calibration: dict = None # frozen calibration of detections; None: fitted on other folds
     folds: object = 5   # number of folds for the two, or the fold of each image
+    readings: Readings = None # second readings of these images; None: no reader ceiling
     @property
     def can_cross(self): return self.tables.images.patient_id.nunique() > 1 # else there is nobody to choose on
     @property
@@ -151,12 +154,22 @@ def add_cases(r:Report, a:Asked):
         return show_cases(a.tables, a.preds, ids, a.threshold) if len(ids) else None
     r.figures |= {"best": partial(draw, best_cases), "worst": partial(draw, worst_cases)}
 
+# %% ../nbs/03r_fullreport.ipynb #26f184b6
+def add_ceiling(r:Report, a:Asked):
+    "Where other readers have boxed the same images: what they would score, and a column for it beside the floor's in the tables above."
+    r.figures["reader ceiling"] = lambda: None
+    if a.readings is None: return
+    b = r.blocks["reader_ceiling"] = reader_ceiling(a.readings, a.tables, a.n_boot, a.seed)
+    if not b["readers"]: return
+    r.figures["reader ceiling"] = partial(plot_agreement, b)
+    r.tables |= {"reader ceiling": ceiling_table(b), **{k: with_ceiling(r.tables[k], b, columns) for k, columns in CEILING_COLUMNS.items()}}
+
 # %% ../nbs/03r_fullreport.ipynb #0450d4b9
-PARTS = (add_headline, add_curves, add_localization, add_images, add_calibration, add_errors, add_cases)
+PARTS = (add_headline, add_curves, add_localization, add_images, add_calibration, add_errors, add_cases, add_ceiling)
 
 def build_report(preds:dict, tables:Tables, # predictions by image, and truth
                  floor:dict, # predictions of the blind floor for the same images
-                 **asked # threshold, n_boot, seed, points, calibration, folds; see `Asked`
+                 **asked # threshold, n_boot, seed, points, calibration, folds, readings; see `Asked`
                 )->Report:
     "Measure everything."
     a, r = Asked(preds, tables, floor, **asked), Report({})
@@ -215,6 +228,7 @@ SECTIONS = ( # title, what it says, tables, figures
     ("Calibration", "Does a score of 0.3 mean three in ten? Before and after a correction that was fitted on other patients, or frozen in the checkpoint.", None, ["calibration of detections", "calibration of images"]),
     ("Errors", "Every false alarm and miss has one type; its cost is what AP would gain if just that type were repaired.", ["errors by type"], ["errors", "cost of errors", "worst of each type"]),
     ("Parts of the images", "The same numbers by view, sex, age, size and place. Many looks find something by chance; small groups carry a warning.", ["subgroups"], ["subgroups"]),
+    ("Reader ceiling", "How well another reader does against the boxes that the detector is measured with: the second reader's boxes, scored as if they were a detector's, on those of these images that both read. Nobody should expect a detector to agree better than people do. In the tables above what stands on fewer than ten boxes that were read again, or is a mean over such findings, is in brackets.", None, ["reader ceiling"]),
     ("Best and worst", "Solid: the reader's boxes. Dashed: the detector's.", [], ["best", "worst"]),
 )
 
@@ -236,6 +250,9 @@ def report_page(r:Report, folder, # where `save_report` put its files
         return [f'<img alt="{name}" src="data:image/png;base64,{base64.b64encode(f.read_bytes()).decode()}">'] if f.exists() else []
     parts = [f"<h1>{html.escape(title)}</h1>", *(f"<p>{html.escape(s)}</p>" for s in says), '<p class="note">Research only, not for clinical use.</p>']
     for name, text, tables, figures in SECTIONS:
+        if name == "Reader ceiling": # only where somebody has read these images again
+            if "reader_ceiling" not in r.blocks: continue
+            text += " " + html.escape(r.blocks["reader_ceiling"]["says"])
         parts += [f"<h2>{name}</h2>", f"<p>{text}</p>"]
         for k in section_tables(r, name, tables): parts += ([f"<h3>{html.escape(k)}</h3>"] if tables is None else []) + [r.tables[k].to_html(border=0)]
         for k in figures: parts += picture(k)
