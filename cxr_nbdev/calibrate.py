@@ -149,12 +149,13 @@ def _fit_logistic(score, right, shift):
     y = np.where(right, (n+1)/(n+2), 1/(len(right)-n+2))
     X, ab = np.c_[z, np.ones(len(z))][:, :1+shift], np.array([1., 0.])[:1+shift]
     loss = lambda c: np.logaddexp(0, X @ c).sum() - y @ (X @ c)
+    now = loss(ab)
     for _ in range(100):
         p = _sigmoid(X @ ab)
         step = np.linalg.solve((X.T*(p*(1-p))) @ X + 1e-9*np.eye(len(ab)), X.T @ (y-p))
-        while loss(ab+step) > loss(ab)+1e-12*len(z) and np.abs(step).max() > 1e-12: step /= 2
-        ab = ab+step
-        if np.abs(step).max() < 1e-10: break
+        while (new := loss(ab+step)) > now+1e-12*len(z) and np.abs(step).max() > 1e-12: step /= 2
+        ab, now = ab+step, new
+        if np.abs(step).max() < 1e-7: break                                  # the error goes with the square of the last step
     return float(ab[0]), float(ab[1]) if shift else 0.
 
 def _fit_isotonic(score, right):

@@ -105,7 +105,7 @@ def _share_tables(p, kind, truth, called, found):
     def pairs(mask): # image-level pairs -> cell, image
         i, c = np.nonzero(mask); return of_image[i]*C + c, i
     if of_image is None:                                                     # groups of boxes: the images that have such a box
-        cell, i = np.unique(np.stack([box_cell, p.t_image]), axis=1)
+        cell, i = np.divmod(np.unique(box_cell*n + p.t_image), n)
         hit = called[i, cell % C]
         out = {'sensitivity': (_table(cell, i, shape), _table(cell[hit], i[hit], shape))}
     else:
@@ -230,8 +230,9 @@ def _patients_behind(s, kind): # (G, C+1)
     p, (names, _, of_truth, _) = s.pairs, s.kinds[kind]
     who = pd.factorize(p.tables.images.patient_id)[0][p.t_image]
     out = np.zeros((len(names), s.C+1), int)
+    shape = (*out.shape, len(p.states))
     for label in (p.t_label, np.full(len(who), s.C)):
-        g, c, _ = np.unique(np.stack([of_truth, label, who]), axis=1)
+        g, c, _ = np.unravel_index(np.unique(np.ravel_multi_index((of_truth, label, who), shape)), shape)
         np.add.at(out, (g, c), 1)
     return out
 
