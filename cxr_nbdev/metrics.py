@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['RECALLS', 'COCO_IOUS', 'IOUS', 'pair_iou', 'match', 'precision_recall', 'average_precision', 'check_preds', 'Checked',
-           'Matched', 'match_all', 'simulate_case', 'ClassSteps', 'class_steps', 'count_table', 'weighted_ap',
-           'average_recall', 'ap_numbers', 'image_truth', 'image_scores', 'image_calls', 'image_counts',
-           'evaluate_detections', 'blind_floor', 'floor_predictions', 'confusion_matrix']
+           'Matched', 'match_all', 'simulate_case', 'ClassSteps', 'class_steps', 'count_table', 'recall_steps',
+           'precision_envelope', 'whole_weights', 'weighted_ap', 'average_recall', 'ap_numbers', 'image_truth',
+           'image_scores', 'image_calls', 'image_counts', 'evaluate_detections', 'blind_floor', 'floor_predictions',
+           'confusion_matrix']
 
 # %% ../nbs/03d_metrics.ipynb #8793ad94
 from dataclasses import dataclass
@@ -259,8 +260,11 @@ def count_table(m)->csr_array: # (4*C, n_images): truth boxes, then hits summed 
     return csr_array(np.concatenate([m.n_truth.T, *best]).astype(np.int32))
 
 # %% ../nbs/03d_metrics.ipynb #94789c49
-def _recall_steps(tp, n_truth):
-    "How many of the 101 `RECALLS` are reached first at each of P hits, from the weights of hits so far (b, P) and of the truth boxes (b,)."
+def recall_steps(
+    tp:np.ndarray, # weight of the hits up to each of P steps (b, P)
+    n_truth:np.ndarray, # weight of the truth boxes (b,)
+)->np.ndarray: # (b, P)
+    "How many of the 101 `RECALLS` are reached first at each step, for b weightings at once."
     recall = tp/np.where(n_truth > 0, n_truth, 1)[:, None]
     reached = (recall*100+1e-9).astype(np.int32)
     reached -= RECALLS.take(reached, mode='clip') > recall
@@ -269,8 +273,11 @@ def _recall_steps(tp, n_truth):
     steps[:, :1] += 1
     return steps
 
-def _envelope(tp, seen):
-    "Best precision at each of P hits or beyond, from the weights of hits and of detections so far (b, P)."
+def precision_envelope(
+    tp:np.ndarray, # weight of the hits up to each of P steps (b, P)
+    seen:np.ndarray, # weight of the detections up to there (b, P)
+)->np.ndarray: # (b, P)
+    "Best precision at each step or beyond, for b weightings at once."
     precision = np.divide(tp, seen, out=np.zeros(tp.shape), where=seen > 0) if seen.dtype.kind == 'f' else tp/np.maximum(seen, 1)
     return np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
 
@@ -279,23 +286,27 @@ def _curves(m, w, thresholds):
     wt = np.ascontiguousarray(w.T)
     n_truth = m.steps[1][:len(m.classes)] @ wt                                 # (C, b)
     for c, s in enumerate(m.steps[0]):
-        counted = np.cumsum((s.counted @ wt).T, 1, dtype=w.dtype)              # detections up to each hit (b, P)
-        every = counted + np.cumsum((s.left_out @ wt).T, 1, dtype=w.dtype) if s.left_out.nnz else counted
+        so_far = lambda table: np.cumsum(np.ascontiguousarray((table @ wt).T), 1, dtype=w.dtype)
+        counted = so_far(s.counted)                                            # detections up to each hit (b, P)
+        every = counted + so_far(s.left_out) if s.left_out.nnz else counted
         weight = np.ascontiguousarray(wt[s.image].T)
         for j, t in enumerate(thresholds):
             at = np.flatnonzero(s.hits[:, t])
             of_hits, unsure = weight.take(at, 1, mode='clip'), ~s.sure[at]
             tp, seen = np.cumsum(of_hits, 1, dtype=w.dtype), counted.take(at, 1, mode='clip')
             if unsure.any(): seen += np.cumsum(of_hits*unsure, 1, dtype=w.dtype)  # on incomplete images hits count, misses don't
-            steps = _recall_steps(tp, n_truth[c])
-            yield 0, c, j, (envelope := _envelope(tp, seen)), steps
-            yield 1, c, j, _envelope(tp, every.take(at, 1, mode='clip')) if s.left_out.nnz else envelope, steps
+            steps = recall_steps(tp, n_truth[c])
+            yield 0, c, j, (envelope := precision_envelope(tp, seen)), steps
+            yield 1, c, j, precision_envelope(tp, every.take(at, 1, mode='clip')) if s.left_out.nnz else envelope, steps
 
 # %% ../nbs/03d_metrics.ipynb #3115226d
-def _weights(m, weights):
-    "Weights as (B, n_images): int32 where all are whole, float64 otherwise; ones for None."
-    w = np.ones((1, len(m.states)), np.int32) if weights is None else np.atleast_2d(np.asarray(weights))
-    if w.shape[1] != len(m.states): raise ValueError(f"weights of shape {w.shape}, expected (B, {len(m.states)}): one for each image, in the order of the tables")
+def whole_weights(
+    weights:np.ndarray|None, # weight of each image (B, n_images) or (n_images,); None: 1 each
+    n_images:int, # how many there have to be
+)->np.ndarray: # (B, n_images): int32 where all are whole, so that sums are exact and fast, float64 otherwise
+    "Weights as the sums over images want them."
+    w = np.ones((1, n_images), np.int32) if weights is None else np.atleast_2d(np.asarray(weights))
+    if w.shape[1] != n_images: raise ValueError(f"weights of shape {w.shape}, expected (B, {n_images}): one for each image, in the order of the tables")
     return w.astype(np.int32) if w.dtype.kind in 'bui' or (w == np.rint(w)).all() else w.astype(np.float64)
 
 def _parts(w): # weightings whose tables fit the cache, as slices
@@ -317,7 +328,7 @@ def weighted_ap(
     federated:bool=True, # leave out what can't be judged; False ignores nothing
 )->np.ndarray: # AP (B, C, T); NaN where a class has no boxes of positive weight
     "Average precision of every class at every IoU threshold, for B weightings of the images."
-    return _both_aps(m, _weights(m, weights), range(len(m.ious)))[0 if federated else 1]
+    return _both_aps(m, whole_weights(weights, len(m.states)), range(len(m.ious)))[0 if federated else 1]
 
 # %% ../nbs/03d_metrics.ipynb #90be54a5
 def average_recall(
@@ -326,7 +337,7 @@ def average_recall(
 )->dict: # 'ar_1', 'ar_10', 'ar_100': (B, C); NaN where a class has no boxes of positive weight
     "COCO's average recall by the best 1, 10 and 100 detections of an image and class; the mean over `COCO_IOUS`."
     for t in COCO_IOUS: m.at(t)
-    n = (m.steps[1] @ _weights(m, weights).T).T.reshape(-1, 4, len(m.classes)).astype(np.float64)
+    n = (m.steps[1] @ whole_weights(weights, len(m.states)).T).T.reshape(-1, 4, len(m.classes)).astype(np.float64)
     total = np.where(n[:, 0] > 0, n[:, 0], np.nan)*len(COCO_IOUS)
     return {f'ar_{k}': n[:, i]/total for i, k in enumerate((1, 10, 100), 1)}
 
@@ -342,7 +353,7 @@ def ap_numbers(
 )->dict: # by class (B, C): ap, ap_50, ap_30, the same as ap_plain..., ar_1, ar_10, ar_100; ap_at, ap_plain_at (B, C, T); with an m in front their means over classes
     "The average precisions and recalls that a run reports, for B weightings of the images; NaN where not defined."
     coco, out = [m.at(t) for t in COCO_IOUS], {}
-    for name, ap in zip(('ap', 'ap_plain'), _both_aps(m, _weights(m, weights), range(len(m.ious)))):
+    for name, ap in zip(('ap', 'ap_plain'), _both_aps(m, whole_weights(weights, len(m.states)), range(len(m.ious)))):
         out |= {name: ap[:, :, coco].mean(2), f'{name}_50': ap[:, :, m.at(.5)], f'{name}_30': ap[:, :, m.at(.3)], f'{name}_at': ap}
     out |= average_recall(m, weights)
     return {f'm{k}': _over_classes(np.moveaxis(v, 1, -1)) for k, v in out.items()} | out
