@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 from scipy.sparse import csr_matrix
 
 from .data import State, Tables, few, near
-from .metrics import RECALLS, check_preds, pair_iou, precision_envelope, recall_steps, whole_weights
+from .metrics import RECALLS, by_draw, check_preds, pair_iou, precision_envelope, recall_steps, whole_weights
 from .plot import grid, show_boxes, show_image
 from .stats import ap_interval, intervals, resample
 
@@ -262,18 +262,18 @@ def _cost_steps(e, j):
         at, f = np.flatnonzero((hit | e.mends[:, j]) & (goes == c)), np.flatnonzero((kind >= 0) & (p.label == c))
         row = np.searchsorted(at, f)                                         # the first step after a false alarm
         f, row = f[row < len(at)], row[row < len(at)]                        # what comes after the last one plays no part
-        false = csr_matrix((np.ones(len(f), np.int32), (kind[f].astype(int)*len(at)+row, p.image[f])), shape=(5*len(at), n))
+        false = csr_matrix((np.ones(len(f), np.float32), (kind[f].astype(int)*len(at)+row, p.image[f])), shape=(5*len(at), n))
         count = lambda o: np.bincount(p.t_image[o & (p.t_label == c)], minlength=n)
-        truth = csr_matrix(np.stack([count(np.ones(len(missed), bool)), count(missed)]).astype(np.int32))
+        truth = csr_matrix(np.stack([count(np.ones(len(missed), bool)), count(missed)]).astype(np.float32))
         out.append((p.image[at], np.where(hit[at], 0, 1+kind[at]), false, truth))
     return out
 
 # %% ../nbs/03n_errors.ipynb #4b8dbeb0
 def _class_costs(image, role, false, truth, w):
     "AP as it is and with each of `COSTS` repaired, of one class: (1 + 8, b); w is (n_images, b)."
-    tp, (n, missed), so_far = np.ascontiguousarray(w[image].T), truth @ w, lambda a: a.cumsum(-1, dtype=w.dtype)
-    fp = so_far(np.ascontiguousarray((false @ w).T).reshape(len(tp), 5, len(image)))  # (b, 5, P)
-    every, right = fp.sum(1, dtype=w.dtype), np.flatnonzero(role == 0)
+    tp, (n, missed), so_far = by_draw(w[image]), truth @ w, lambda a: a.cumsum(-1, dtype=a.dtype)
+    fp = so_far(by_draw(false @ w).reshape(len(tp), 5, len(image)))          # (b, 5, P)
+    every, right = fp.sum(1, dtype=fp.dtype), np.flatnonzero(role == 0)
     found, wrong = so_far(tp.take(right, 1)), every.take(right, 1)
     steps = recall_steps(found, n)
     aps = [ap_steps(found, wrong, n, steps)]

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['RECALLS', 'COCO_IOUS', 'IOUS', 'pair_iou', 'match', 'precision_recall', 'average_precision', 'check_preds', 'Checked',
            'Matched', 'match_all', 'simulate_case', 'ClassSteps', 'class_steps', 'count_table', 'recall_steps',
-           'precision_envelope', 'whole_weights', 'weighted_ap', 'average_recall', 'ap_numbers', 'image_truth',
-           'image_scores', 'image_calls', 'image_counts', 'evaluate_detections', 'blind_floor', 'floor_predictions',
-           'confusion_matrix']
+           'precision_envelope', 'whole_weights', 'by_draw', 'weighted_ap', 'average_recall', 'ap_numbers',
+           'image_truth', 'image_scores', 'image_calls', 'image_counts', 'evaluate_detections', 'blind_floor',
+           'floor_predictions', 'confusion_matrix']
 
 # %% ../nbs/03d_metrics.ipynb #8793ad94
 from dataclasses import dataclass
@@ -249,7 +249,7 @@ def class_steps(m, c)->ClassSteps:
     sure = (state != State.INCOMPLETE) & (state != State.IGNORE)
     def table(some):
         ends = np.searchsorted(row[some], np.arange(len(at)+1)).astype(np.int32)
-        return csr_array((np.ones(some.sum(), np.int32), m.image[d[some]].astype(np.int32), ends), shape=(len(at), len(m.states)))
+        return csr_array((np.ones(some.sum(), np.float32), m.image[d[some]].astype(np.int32), ends), shape=(len(at), len(m.states)))
     return ClassSteps(m.image[d[at]], m.hits[d[at]], sure[at], table(sure), table(~sure))
 
 def count_table(m)->csr_array: # (4*C, n_images): truth boxes, then hits summed over `COCO_IOUS` among the best 1, 10 and 100 detections
@@ -257,7 +257,7 @@ def count_table(m)->csr_array: # (4*C, n_images): truth boxes, then hits summed 
     coco = m.hits[:, [i for i, t in enumerate(m.ious) if np.isclose(t, COCO_IOUS).any()]].sum(1)
     key, size = m.label*len(m.states)+m.image, len(m.classes)*len(m.states)
     best = [np.bincount(key, coco*(m.rank < k), minlength=size).reshape(len(m.classes), len(m.states)) for k in (1, 10, 100)]
-    return csr_array(np.concatenate([m.n_truth.T, *best]).astype(np.int32))
+    return csr_array(np.concatenate([m.n_truth.T, *best]).astype(np.float32))
 
 # %% ../nbs/03d_metrics.ipynb #94789c49
 def recall_steps(
@@ -284,17 +284,16 @@ def precision_envelope(
 def _curves(m, w, thresholds):
     "(row, class, column of `thresholds`, envelope (b, P), steps (b, P)) for federated (row 0) and plain AP (row 1); `w` is (b, n_images)."
     wt = np.ascontiguousarray(w.T)
-    n_truth = m.steps[1][:len(m.classes)] @ wt                                 # (C, b)
+    n_truth, so_far = m.steps[1][:len(m.classes)] @ wt, lambda v: np.cumsum(v, 1, dtype=v.dtype)   # (C, b)
     for c, s in enumerate(m.steps[0]):
-        so_far = lambda table: np.cumsum(np.ascontiguousarray((table @ wt).T), 1, dtype=w.dtype)
-        counted = so_far(s.counted)                                            # detections up to each hit (b, P)
-        every = counted + so_far(s.left_out) if s.left_out.nnz else counted
-        weight = np.ascontiguousarray(wt[s.image].T)
+        counted = so_far(by_draw(s.counted @ wt))                              # detections up to each hit (b, P)
+        every = counted + so_far(by_draw(s.left_out @ wt)) if s.left_out.nnz else counted
+        weight = by_draw(wt[s.image])
         for j, t in enumerate(thresholds):
             at = np.flatnonzero(s.hits[:, t])
             of_hits, unsure = weight.take(at, 1, mode='clip'), ~s.sure[at]
-            tp, seen = np.cumsum(of_hits, 1, dtype=w.dtype), counted.take(at, 1, mode='clip')
-            if unsure.any(): seen += np.cumsum(of_hits*unsure, 1, dtype=w.dtype)  # on incomplete images hits count, misses don't
+            tp, seen = so_far(of_hits), counted.take(at, 1, mode='clip')
+            if unsure.any(): seen += so_far(of_hits*unsure)                    # on incomplete images hits count, misses don't
             steps = recall_steps(tp, n_truth[c])
             yield 0, c, j, (envelope := precision_envelope(tp, seen)), steps
             yield 1, c, j, precision_envelope(tp, every.take(at, 1, mode='clip')) if s.left_out.nnz else envelope, steps
@@ -303,11 +302,17 @@ def _curves(m, w, thresholds):
 def whole_weights(
     weights:np.ndarray|None, # weight of each image (B, n_images) or (n_images,); None: 1 each
     n_images:int, # how many there have to be
-)->np.ndarray: # (B, n_images): int32 where all are whole, so that sums are exact and fast, float64 otherwise
+)->np.ndarray: # (B, n_images): float32 where all are whole, of which products of sparse tables are fastest, float64 otherwise
     "Weights as the sums over images want them."
-    w = np.ones((1, n_images), np.int32) if weights is None else np.atleast_2d(np.asarray(weights))
+    w = np.ones((1, n_images), np.float32) if weights is None else np.atleast_2d(np.asarray(weights))
     if w.shape[1] != n_images: raise ValueError(f"weights of shape {w.shape}, expected (B, {n_images}): one for each image, in the order of the tables")
-    return w.astype(np.int32) if w.dtype.kind in 'bui' or (w == np.rint(w)).all() else w.astype(np.float64)
+    return w.astype(np.float32 if w.dtype.kind in 'bui' or (w == np.rint(w)).all() else np.float64)
+
+def by_draw(
+    sums:np.ndarray, # (P, b), float32 for whole numbers
+)->np.ndarray: # (b, P), int32 for whole numbers, whose running sums are exact and fastest
+    "Sums over images at P steps, turned round for running sums."
+    return np.ascontiguousarray(sums.T, np.int32 if sums.dtype == np.float32 else np.float64)
 
 def _parts(w): # weightings whose tables fit the cache, as slices
     step = max(16, 220_000//max(1, w.shape[1]))

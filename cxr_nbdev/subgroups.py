@@ -18,7 +18,7 @@ from scipy.sparse import csr_matrix
 from .data import State, Tables, few, near
 from .errors import Pairs, ap_steps, pair_up
 from .imagelevel import image_level_truth, truth_source
-from .metrics import whole_weights
+from .metrics import by_draw, whole_weights
 from .stats import ap_interval, few_boxes_warning, intervals, resample, wilson
 
 # %% ../nbs/03o_subgroups.ipynb #071b3b9e
@@ -93,7 +93,7 @@ def _kinds(p):
 
 def _table(cell, image, shape): # (cells, n_images)
     "How often each image stands in each cell, sparse."
-    out = csr_matrix((np.ones(len(cell), np.int32), (cell, image)), shape=shape)
+    out = csr_matrix((np.ones(len(cell), np.float32), (cell, image)), shape=shape)
     out.sum_duplicates()
     return out
 
@@ -134,7 +134,7 @@ def _ap_tables(p, kind, j, judged):
     before, end = hit.cumsum()-hit, np.bincount(cell[hit], minlength=len(names)*C).cumsum()  # hits before each; where the hits of a cell end
     f = np.flatnonzero(~hit & (before < end[cell]))                          # what comes after a cell's last hit plays no part
     starts = np.r_[0, np.bincount(before[f], minlength=int(hit.sum())).cumsum()]
-    false = csr_matrix((np.ones(len(f), np.int32), image[f], starts), shape=(len(starts)-1, len(p.states)))
+    false = csr_matrix((np.ones(len(f), np.float32), image[f], starts), shape=(len(starts)-1, len(p.states)))
     return cell[hit], image[hit], false
 
 # %% ../nbs/03o_subgroups.ipynb #a6b424da
@@ -186,9 +186,9 @@ def aps(self:Subgroups,
     w, out = _columns(weights, len(self.pairs.states)), {}
     for k, by_iou in self.steps.items():
         for o, (cell, image, false) in by_iou.items():
-            n_truth, (tp, fp) = self.shares[k][f'recall_{o}'][0] @ w, (np.ascontiguousarray(v.T) for v in (w[image], false @ w))
+            n_truth, (tp, fp) = self.shares[k][f'recall_{o}'][0] @ w, map(by_draw, (w[image], false @ w))
             ends = np.searchsorted(cell, np.arange(len(n_truth)+1))
-            so_far = lambda v, a, b: v[:, a:b].cumsum(1, dtype=w.dtype)
+            so_far = lambda v, a, b: v[:, a:b].cumsum(1, dtype=v.dtype)
             ap = np.stack([ap_steps(so_far(tp, a, b), so_far(fp, a, b), n) for a, b, n in zip(ends, ends[1:], n_truth)], 1)
             ap = ap.reshape(w.shape[1], -1, self.C)
             some = np.isfinite(ap).sum(2)
