@@ -147,8 +147,8 @@ def _fit_logistic(score, right, shift):
     "Slope and shift of sigmoid(a*logit(score) + b) by Newton's method; with `shift` False b stays 0."
     n, z = right.sum(), _logit(score)
     y = np.where(right, (n+1)/(n+2), 1/(len(right)-n+2))
-    X, ab = np.c_[z, np.ones(len(z))][:, :1+shift], np.array([1., 0.])[:1+shift]
-    loss = lambda c: np.logaddexp(0, X @ c).sum() - y @ (X @ c)
+    X, ab = np.c_[z, np.ones(len(z))][:, :1+shift], np.array([1., _logit(y.mean())-_logit(_sigmoid(z).mean())])[:1+shift]  # from about the right rate on
+    def loss(c): t = X @ c; return np.logaddexp(0, t).sum() - y @ t
     now = loss(ab)
     for _ in range(100):
         p = _sigmoid(X @ ab)

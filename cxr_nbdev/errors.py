@@ -344,13 +344,13 @@ def error_block(
     e:Errors, # from `type_errors`
     score_threshold:float=0.3, # for the counts; costs use all detections, as AP does
     n_boot:int=2000, # resamples of the patients
-    n_boot_cost:int|None=None, # resamples for the costs; None: as many up to 5,000 images, fewer beyond
+    n_boot_cost:int|None=None, # resamples for the costs; None: as many up to 5,000 boxes, fewer beyond
     seed:int=0, # the same seed draws the same patients
     conf:float=0.95, # confidence level
 )->dict: # JSON: settings, 'map_50', 'types' {type: {n_50, per_image_50, cost_50, ..., each with _ci}}, 'per_class' {class: {'ap_50', 'types'}}; None where undefined
     "The numbers of all errors, for the report."
     p, patients = e.pairs, e.pairs.tables.images.patient_id.to_numpy()
-    if n_boot_cost is None: n_boot_cost = min(n_boot, max(200, int(n_boot*5000/max(1, len(patients)))))
+    if n_boot_cost is None: n_boot_cost = min(n_boot, max(200, int(n_boot*5_000/max(1, len(p.t_image)))))
     count, costs = CountOfErrors(e, score_threshold), CostOfErrors(e)
     n, cost, aps = count(), costs(), {}
     drawn = resample(lambda w: {k: v for k, v in count(w).items() if k[0] == 'p'}, patients, n_boot, seed) | resample(costs, patients, n_boot_cost, seed)

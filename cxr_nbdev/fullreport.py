@@ -39,7 +39,7 @@ class Report:
     blocks: dict
     tables: dict = field(default_factory=dict)
     figures: dict = field(default_factory=dict)
-    seconds: dict = field(default_factory=dict)
+    seconds: dict = field(default_factory=dict) # processor time of each part
     drawn: dict = field(default_factory=dict)
 
     def draw(self, name): # figure, or None where there is nothing to draw
@@ -167,9 +167,9 @@ def build_report(preds:dict, tables:Tables, # predictions by image, and truth
     a, r = Asked(Checked(preds, tables), tables, Checked(floor, tables), **asked), Report({})
     if isinstance(a.folds, int): a = replace(a, folds=min(a.folds, tables.images.patient_id.nunique()))
     for part in PARTS:
-        t = time.perf_counter()
+        t = time.process_time()
         part(r, a)
-        r.seconds[part.__name__.removeprefix("add_")] = time.perf_counter()-t
+        r.seconds[part.__name__.removeprefix("add_")] = time.process_time()-t
     return r
 
 # %% ../nbs/03r_fullreport.ipynb #d3a83550

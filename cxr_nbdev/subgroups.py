@@ -246,14 +246,14 @@ RULES = {'finding': 'all images, one row a class', 'view': 'recorded view', 'sex
 def subgroup_block(
     s:Subgroups, # predictions and truth, prepared
     n_boot:int=2000, # resamples of the patients
-    n_boot_ap:int|None=None, # resamples for AP; None: as many up to 2,500 images, fewer beyond
+    n_boot_ap:int|None=None, # resamples for AP; None: as many up to 5,000 boxes, fewer beyond
     seed:int=0, # the same seed draws the same patients
     conf:float=0.95, # confidence level
 )->dict: # JSON: settings, 'rules', 'left_out', 'groups' {kind: {group: {n_images, n_patients, n_boxes, n_classes, 'all': numbers, 'per_class': {class: numbers}}}}
     "All groups with intervals and warnings; groups without images or boxes are left out, None where a number is not defined."
     p, C = s.pairs, s.C
     patients = p.tables.images.patient_id.to_numpy()
-    if n_boot_ap is None: n_boot_ap = min(n_boot, max(200, int(n_boot*2500/max(1, len(patients)))))
+    if n_boot_ap is None: n_boot_ap = min(n_boot, max(200, int(n_boot*5_000/max(1, len(p.t_image)))))
     v, counts = s(), s.proportions(counts=True)
     ci = intervals(resample(s.proportions, patients, n_boot, seed), conf)
     for k, drawn in resample(s.aps, patients, n_boot_ap, seed).items(): ci[k] = ap_interval(drawn, v[k][0], _patients_behind(s, k.split('.')[0]), conf)
