@@ -5,6 +5,7 @@ One process, one core, the same made-up predictions for all. Prints a markdown t
     python benchmarks/evaluation.py                       # 880 images, 8 classes, 100 detections an image
     python benchmarks/evaluation.py --images 200 --timed 1
     python benchmarks/evaluation.py --large               # this project alone on 25,596 images, with its peak memory
+    python benchmarks/evaluation.py --report              # the whole report with all intervals, by part, with its peak memory
 
 faster-coco-eval is optional (`pip install faster-coco-eval`); without it its rows are left out.
 """
@@ -27,6 +28,8 @@ from cxr_nbdev.metrics import ap_numbers, match_all, simulate_case
 from cxr_nbdev.stats import patient_weights, resampled_ap
 
 CLASSES = tuple("ABCDEFGH")
+# name -> number of images, and shares of the states absent, boxed, incomplete, ignore for `simulate_case` (None: its own, many boxes)
+COLLECTIONS = {"boxed": (880, None), "nih": (25_596, (.925, .0042, .0008, .07)), "many": (25_596, None)}
 
 
 def cpu() -> str:
@@ -157,6 +160,28 @@ def large(sizes=(880, 5000, 25_596)) -> str:
     return "\n".join(["| images | detections | boxes | matching | 2,000 resamples | peak memory, all in all |", "|---|---|---|---|---|---|", *map(run, sizes)])
 
 
+def report_alone(name, n_detections=100, n_boot=2000):
+    "Builds the whole report of one of `COLLECTIONS` in this process and prints a row of `report`."
+    from cxr_nbdev import fullreport
+    n, shares = COLLECTIONS[name]
+    preds, tables = simulate_case(n_images=n, n_detections=n_detections, classes=CLASSES, seed=0, **({} if shares is None else {"shares": shares}))
+    floor = fullreport.cross_floor(tables)
+    before, (all_, r) = peak_mib(), timed(lambda: fullreport.build_report(preds, tables, floor, n_boot=n_boot))
+    fewer = [r.blocks["errors"]["n_boot_cost"], r.blocks["subgroups"]["n_boot_ap"]]
+    draws = f"{n_boot:,}" if min(fewer) == n_boot else f"{n_boot:,}; costs of errors {fewer[0]:,}, AP of subgroups {fewer[1]:,}"
+    parts = " | ".join(f"{r.seconds[k]:.1f}" for k in r.seconds if k != "cases")
+    print(f"| {n:,} | {len(tables.boxes):,} | {draws} | {parts} | **{all_:.1f} s** | {peak_mib():,.0f} ({before:,.0f}) MiB |")
+
+
+def report(names=tuple(COLLECTIONS)) -> str:
+    "The whole report with all intervals, each collection in a fresh process, as markdown."
+    from cxr_nbdev.fullreport import PARTS
+    run = lambda name: subprocess.run([sys.executable, os.path.abspath(__file__), "--report_alone", name], capture_output=True, text=True, check=True).stdout.strip()
+    parts = [p.__name__.removeprefix("add_") for p in PARTS if p.__name__ != "add_cases"]
+    return "\n".join([f"{len(CLASSES)} classes, 100 detections an image; seconds of processor time on one core ({cpu()}); memory is the peak of the whole process, in brackets before the report", "",
+                      f"| images | boxes | resamples | {' | '.join(parts)} | all | peak memory |", "|---"*(len(parts)+5)+"|", *map(run, names)])
+
+
 if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--images", type=int, default=880, help="number of images (default: 880)")
@@ -164,8 +189,12 @@ if __name__ == "__main__":
     p.add_argument("--resamples", type=int, default=2000, help="resamples of the patients (default: 2000)")
     p.add_argument("--timed", type=int, default=3, help="resamples that are timed for the naive way (default: 3)")
     p.add_argument("--large", action="store_true", help="this project alone, on up to 25,596 images, with its peak memory")
+    p.add_argument("--report", action="store_true", help="the whole report with all intervals on 880 and 25,596 images, by part, with its peak memory")
     p.add_argument("--alone", type=int, help=argparse.SUPPRESS)
+    p.add_argument("--report_alone", choices=COLLECTIONS, help=argparse.SUPPRESS)
     a = p.parse_args()
     if a.alone: alone(a.alone)
+    elif a.report_alone: report_alone(a.report_alone)
     elif a.large: print(large())
+    elif a.report: print(report())
     else: print(table(a.images, a.detections, a.resamples, a.timed))

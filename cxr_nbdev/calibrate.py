@@ -147,14 +147,15 @@ def _fit_logistic(score, right, shift):
     "Slope and shift of sigmoid(a*logit(score) + b) by Newton's method; with `shift` False b stays 0."
     n, z = right.sum(), _logit(score)
     y = np.where(right, (n+1)/(n+2), 1/(len(right)-n+2))
-    X, ab = np.c_[z, np.ones(len(z))][:, :1+shift], np.array([1., 0.])[:1+shift]
-    loss = lambda c: np.logaddexp(0, X @ c).sum() - y @ (X @ c)
+    X, ab = np.c_[z, np.ones(len(z))][:, :1+shift], np.array([1., _logit(y.mean())-_logit(_sigmoid(z).mean())])[:1+shift]  # from about the right rate on
+    def loss(c): t = X @ c; return np.logaddexp(0, t).sum() - y @ t
+    now = loss(ab)
     for _ in range(100):
         p = _sigmoid(X @ ab)
         step = np.linalg.solve((X.T*(p*(1-p))) @ X + 1e-9*np.eye(len(ab)), X.T @ (y-p))
-        while loss(ab+step) > loss(ab)+1e-12*len(z) and np.abs(step).max() > 1e-12: step /= 2
-        ab = ab+step
-        if np.abs(step).max() < 1e-10: break
+        while (new := loss(ab+step)) > now+1e-12*len(z) and np.abs(step).max() > 1e-12: step /= 2
+        ab, now = ab+step, new
+        if np.abs(step).max() < 1e-7: break                                  # the error goes with the square of the last step
     return float(ab[0]), float(ab[1]) if shift else 0.
 
 def _fit_isotonic(score, right):

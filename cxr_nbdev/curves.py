@@ -96,14 +96,18 @@ def _cumulated(s, w, n_sure):
         seen = up(sum((a @ w)/o for a, o in zip(s.seen, n)))                  # several classes: the sum of their rates
         return tp, None, np.where((n > 0).all(0), seen[:1]-seen[1:], np.nan), on_normal
 
-def _passed(q, n):
-    "How many steps have q <= 0, <= 1, ..., <= n-1: whole numbers (K, B) -> (n, B)."
-    B = q.shape[1]
-    return np.bincount((np.minimum(q, n)*B + np.arange(B)).ravel(), minlength=(n+1)*B).reshape(n+1, B)[:n].cumsum(0)
+def _steps_within(q, most):
+    "How many steps have q <= each of `most` (G,), for rising q (K, B): (G, B), by halving."
+    B, flat = q.shape[1], q.ravel()
+    last = np.tile(np.arange(B)-B, (len(most), 1))                           # place in `flat` of the last step found so far; at first before the first
+    for k in range(len(q).bit_length())[::-1]:
+        ahead = last + (B << k)
+        last += ((ahead < len(flat)) & (flat.take(ahead, mode='clip') <= most[:, None]))*(B << k)
+    return last//B + 1
 
 def _sensitivity_at(tp, rate, n_truth):
     "Best sensitivity at no more than `FP_GRID` false positives an image, from hits and rate (K, B) and boxes (B,): (33, B)."
-    at = _passed(np.searchsorted(FP_GRID*(1+1e-9), rate), len(FP_GRID))-1     # the last step that the budget allows
+    at = _steps_within(rate, FP_GRID*(1+1e-9))-1                             # the last step that the budget allows
     return np.where(np.isfinite(rate[0]), _ratio(np.take_along_axis(tp, at.clip(0), 0), n_truth), np.nan)
 
 # %% ../nbs/03p_curves.ipynb #f17914cd
@@ -111,8 +115,8 @@ def _precision_at(tp, fp, n_truth):
     "Best precision at each of the 101 `RECALLS` or beyond, from hits and false alarms (K, B) and boxes (B,): (101, B)."
     precision = _ratio(tp, tp+fp)
     envelope = np.fmax.accumulate(np.r_[precision, np.zeros((1, tp.shape[1]))][::-1])[::-1]
-    reached = np.searchsorted(RECALLS, _ratio(tp, n_truth), 'right')          # each step reaches the recalls before this one
-    return np.where(n_truth > 0, np.take_along_axis(envelope, _passed(reached, len(RECALLS)), 0), np.nan)
+    first = _steps_within(_ratio(tp, n_truth), np.nextafter(RECALLS, -1))     # the first step that reaches each recall; past the last: none does
+    return np.where(n_truth > 0, np.take_along_axis(envelope, first, 0), np.nan)
 
 def _f1(tp, fp, n_truth):
     "F1 at each step (K, B); NaN without boxes."
@@ -178,9 +182,10 @@ def curve_block(
     score_threshold=0.3, # of the operating point; a number, or a dict class -> number
     ious=(.3, .5), # IoU thresholds
     conf:float=0.95, # confidence level
+    matched:Matched|None=None, # from `match_all` on the same preds and tables, when it was made already
 )->dict: # plain JSON values
     "Curves and what is read off them, over all classes and by class, with intervals over patients."
-    p = prepare_curves(match_all(preds, tables, ious), ious, score_threshold)
+    p = prepare_curves(matched or match_all(preds, tables, ious), ious, score_threshold)
     now, drawn = curve_numbers(p), resample(lambda w: curve_numbers(p, w), p.patients, n_boot, seed)
     ci, luck = intervals(drawn, conf), f1_optimism(p, drawn)
     def one(j, pool):

@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 from scipy.sparse import csr_matrix
 
 from .data import State, Tables, few, near
-from .metrics import RECALLS, check_preds, pair_iou
+from .metrics import RECALLS, by_draw, check_preds, pair_iou, precision_envelope, recall_steps, whole_weights
 from .plot import grid, show_boxes, show_image
 from .stats import ap_interval, intervals, resample
 
@@ -239,26 +239,20 @@ class CountOfErrors:
 
 # %% ../nbs/03n_errors.ipynb #173282a9
 def ap_steps(
-    tp:np.ndarray, # weight of the right answers up to each step (P, b)
-    fp:np.ndarray, # weight of the false alarms up to there (P, b)
+    tp:np.ndarray, # weight of the right answers up to each step (b, P)
+    fp:np.ndarray, # weight of the false alarms up to there (b, P)
     n_truth:np.ndarray, # weight of the truth boxes (b,)
+    steps:np.ndarray|None=None, # `recall_steps(tp, n_truth)`, where it is at hand
 )->np.ndarray: # AP (b,), NaN without truth
     "COCO's average precision at 101 recalls, for b weightings at once; steps that are no right answer change nothing."
-    tp, judged = np.asarray(tp, np.float64), n_truth > 0
-    if not len(tp): return np.where(judged, 0., np.nan)
-    precision = np.divide(tp, tp+fp, out=np.zeros_like(tp), where=tp > 0)
-    envelope = np.maximum.accumulate(precision[::-1], 0)[::-1]
-    recall = np.divide(tp, n_truth, out=np.zeros_like(tp), where=judged)
-    at = (recall*100 + 1e-9).astype(np.int32)                                # searchsorted(RECALLS, recall, side='right'), only faster
-    at += RECALLS[at] <= recall
-    at[1:] -= at[:-1].copy()                                                 # recalls that each step adds
-    return np.where(judged, np.einsum('pb,pb->b', envelope, at.astype(np.float64))/len(RECALLS), np.nan)
+    steps = recall_steps(tp, n_truth) if steps is None else steps
+    return np.where(n_truth > 0, np.einsum('bp,bp->b', precision_envelope(tp, tp+fp), steps)/len(RECALLS), np.nan)
 
 # %% ../nbs/03n_errors.ipynb #185535e7
 COSTS = (*TYPES, 'false alarms', 'misses')  # what an oracle can repair
 
 def _cost_steps(e, j):
-    "For each class: image and role (0 right, 1 and 2 mended by localisation and confusion) of its P steps, false alarms (5 P, n_images), truth and missed (n_images,)."
+    "For each class: image and role (0 right, 1 and 2 mended by localisation and confusion) of its P steps; tables of false alarms (5 P, n_images), and of truth and missed (2, n_images)."
     p, n, out = e.pairs, len(e.pairs.states), []
     kind, hit, missed = e.kind[:, j], p.taken[:, j] >= 0, _missed(e, j, 0)
     goes = p.label.copy()
@@ -270,22 +264,25 @@ def _cost_steps(e, j):
         f, row = f[row < len(at)], row[row < len(at)]                        # what comes after the last one plays no part
         false = csr_matrix((np.ones(len(f), np.float32), (kind[f].astype(int)*len(at)+row, p.image[f])), shape=(5*len(at), n))
         count = lambda o: np.bincount(p.t_image[o & (p.t_label == c)], minlength=n)
-        out.append((p.image[at], np.where(hit[at], 0, 1+kind[at]), false, count(np.ones(len(missed), bool)), count(missed)))
+        truth = csr_matrix(np.stack([count(np.ones(len(missed), bool)), count(missed)]).astype(np.float32))
+        out.append((p.image[at], np.where(hit[at], 0, 1+kind[at]), false, truth))
     return out
 
 # %% ../nbs/03n_errors.ipynb #4b8dbeb0
-def _class_costs(image, role, false, truth, missed, w):
+def _class_costs(image, role, false, truth, w):
     "AP as it is and with each of `COSTS` repaired, of one class: (1 + 8, b); w is (n_images, b)."
-    right, tp, n = role == 0, w[image], truth @ w
-    fp = (false @ w).reshape(5, len(image), w.shape[1]).cumsum(1)
-    every, found = fp.sum(0), tp[right].cumsum(0)
-    at_hits = [every[right], *(every[right]-fp[k][right] for k in range(5))]
-    mended = lambda k: (right | (role == 1+k), every-fp[k])
-    aps = [ap_steps(found, at_hits[0], n)]
-    aps += [ap_steps(tp[on].cumsum(0), f[on], n) for on, f in (mended(0), mended(1))]
-    aps += [ap_steps(found, at_hits[1+k], n) for k in (2, 3, 4)]
-    aps += [ap_steps(found, at_hits[0], n - missed @ w), ap_steps(found, 0*found, n)]
-    return np.stack([*aps, ap_steps(found, at_hits[0], found[-1] if len(found) else 0*n)])
+    tp, (n, missed), so_far = by_draw(w[image]), truth @ w, lambda a: a.cumsum(-1, dtype=a.dtype)
+    fp = so_far(by_draw(false @ w).reshape(len(tp), 5, len(image)))          # (b, 5, P)
+    every, right = fp.sum(1, dtype=fp.dtype), np.flatnonzero(role == 0)
+    found, wrong = so_far(tp.take(right, 1)), every.take(right, 1)
+    steps = recall_steps(found, n)
+    aps = [ap_steps(found, wrong, n, steps)]
+    for k in (0, 1):                                                         # what is mended is found as well
+        on = np.flatnonzero((role == 0) | (role == 1+k))
+        aps.append(ap_steps(so_far(tp.take(on, 1)), (every-fp[:, k]).take(on, 1), n))
+    aps += [ap_steps(found, wrong-fp[:, k].take(right, 1), n, steps) for k in (2, 3, 4)]
+    aps += [ap_steps(found, wrong, n-missed), ap_steps(found, 0*found, n, steps), ap_steps(found, wrong, found[:, -1:].sum(1))]
+    return np.stack(aps)
 
 def _over_classes(v):
     "Mean over the last axis of what is defined; NaN where nothing is."
@@ -301,7 +298,7 @@ class CostOfErrors:
         weights:np.ndarray|None=None, # weight of each image (b, n_images); None: 1 each
     )->dict: # for each IoU 'ap_50' (b, C), 'map_50' (b,), 'cost_50' (b, 8, C) by `COSTS` and class, 'cost_all_50' (b, 8): mean over classes; NaN where undefined
         "AP and the differences to it."
-        w, out = np.ones((self.n, 1)) if weights is None else np.ascontiguousarray(np.atleast_2d(weights).T), {}
+        w, out = np.ascontiguousarray(whole_weights(weights, self.n).T), {}
         for o, steps in self.steps.items():
             aps = np.moveaxis(np.stack([_class_costs(*s, w) for s in steps]), 2, 0)          # (b, C, 9)
             cost = np.moveaxis(aps[..., 1:]-aps[..., :1], 1, 2)
@@ -347,13 +344,13 @@ def error_block(
     e:Errors, # from `type_errors`
     score_threshold:float=0.3, # for the counts; costs use all detections, as AP does
     n_boot:int=2000, # resamples of the patients
-    n_boot_cost:int|None=None, # resamples for the costs; None: as many up to 5,000 images, fewer beyond
+    n_boot_cost:int|None=None, # resamples for the costs; None: as many up to 5,000 boxes, fewer beyond
     seed:int=0, # the same seed draws the same patients
     conf:float=0.95, # confidence level
 )->dict: # JSON: settings, 'map_50', 'types' {type: {n_50, per_image_50, cost_50, ..., each with _ci}}, 'per_class' {class: {'ap_50', 'types'}}; None where undefined
     "The numbers of all errors, for the report."
     p, patients = e.pairs, e.pairs.tables.images.patient_id.to_numpy()
-    if n_boot_cost is None: n_boot_cost = min(n_boot, max(200, int(n_boot*5000/max(1, len(patients)))))
+    if n_boot_cost is None: n_boot_cost = min(n_boot, max(200, int(n_boot*5_000/max(1, len(p.t_image)))))
     count, costs = CountOfErrors(e, score_threshold), CostOfErrors(e)
     n, cost, aps = count(), costs(), {}
     drawn = resample(lambda w: {k: v for k, v in count(w).items() if k[0] == 'p'}, patients, n_boot, seed) | resample(costs, patients, n_boot_cost, seed)

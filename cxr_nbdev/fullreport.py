@@ -10,7 +10,7 @@ __all__ = ['RULES', 'PARTS', 'SECTIONS', 'STYLE', 'Report', 'clinician_table', '
 # %% ../nbs/03r_fullreport.ipynb #e490ade6
 import base64, html, time
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import pandas as pd
@@ -24,7 +24,7 @@ from .errors import error_block, error_gallery, error_summary, error_table, plot
 from .files import atomic_write
 from .imagelevel import image_level, image_level_block, image_level_table, plot_image_level
 from .localize import localize_block, localize_table, plot_localisation, plot_offsets, prepare_localize
-from .metrics import blind_floor, evaluate_detections, floor_predictions, match_all
+from .metrics import Checked, blind_floor, evaluate_detections, floor_predictions, match_all
 from .operate import apply_points, cross_apply, operating, operating_block, operating_table, plot_operating
 from .predfiles import write_coco_predictions, write_coco_truth
 from .readings import Readings
@@ -41,7 +41,7 @@ class Report:
     blocks: dict
     tables: dict = field(default_factory=dict)
     figures: dict = field(default_factory=dict)
-    seconds: dict = field(default_factory=dict)
+    seconds: dict = field(default_factory=dict) # processor time of each part
     drawn: dict = field(default_factory=dict)
 
     def draw(self, name): # figure, or None where there is nothing to draw
@@ -68,9 +68,9 @@ def clinician_table(val:dict, # with intervals, as in eval.json
 @dataclass(frozen=True)
 class Asked:
     "What a report is asked to measure, and how."
-    preds: dict         # image id -> dict of boxes, scores, labels
+    preds: Checked      # image id -> dict of boxes, scores, labels
     tables: Tables      # truth
-    floor: dict         # predictions of the blind floor for the same images
+    floor: Checked      # predictions of the blind floor for the same images
     threshold: float = 0.3 # a finding counts as called from this score on
     n_boot: int = 2000  # resamples of the patients
     seed: int = 0       # of the resamples
@@ -82,14 +82,19 @@ class Asked:
     def can_cross(self): return self.tables.images.patient_id.nunique() > 1 # else there is nobody to choose on
     @property
     def has_images(self): return all(p and Path(p).is_file() for p in self.tables.images.path) # a file of annotations can come without them
+    @cached_property
+    def matched(self): return match_all(self.preds, self.tables) # what several parts need is made once
+    @cached_property
+    def floor_matched(self): return match_all(self.floor, self.tables)
+    @cached_property
+    def images(self): return image_level(self.preds, self.tables, self.threshold)
 
 # %% ../nbs/03r_fullreport.ipynb #e7e96779
 def add_headline(r:Report, a:Asked):
     "The contract's numbers, with the blind floor under each; and the clinician's table."
-    m = match_all(a.preds, a.tables)
-    drawn = resampled_ap(m, a.n_boot, a.seed)
-    val = add_intervals(evaluate_detections(a.preds, a.tables, a.threshold), a.preds, a.tables, a.n_boot, a.seed, a.threshold, m=m, drawn=drawn)
-    r.blocks["val"] = dict(val, blind_floor=evaluate_floor(a.floor, a.tables, a.threshold, a.n_boot, a.seed))
+    m, drawn = a.matched, resampled_ap(a.matched, a.n_boot, a.seed)
+    val = add_intervals(evaluate_detections(a.preds, a.tables, a.threshold, m), a.preds, a.tables, a.n_boot, a.seed, a.threshold, m=m, drawn=drawn)
+    r.blocks["val"] = dict(val, blind_floor=evaluate_floor(a.floor, a.tables, a.threshold, a.n_boot, a.seed, m=a.floor_matched))
     r.blocks["warnings"] = [w for c, v in val["per_class"].items() if (w := few_boxes_warning(v["n_boxes"], c))]
     r.tables["average precision"] = metrics_table(r.blocks["val"], r.blocks["val"]["blind_floor"])
     r.blocks["detection"] = detection_block(m, a.n_boot, a.seed, drawn=drawn)
@@ -98,7 +103,7 @@ def add_headline(r:Report, a:Asked):
 
 def add_curves(r:Report, a:Asked):
     "Precision-recall, best F1 and FROC."
-    b, floor = (curve_block(p, a.tables, a.n_boot, a.seed, a.threshold) for p in (a.preds, a.floor))
+    b, floor = (curve_block(p, a.tables, a.n_boot, a.seed, a.threshold, matched=m) for p, m in ((a.preds, a.matched), (a.floor, a.floor_matched)))
     r.blocks["curves"] = b
     r.tables["findings"] = clinician_table(r.blocks["val"], b)
     r.tables["sensitivity by false alarms"], r.tables["best F1"] = froc_table(b, floor), f1_table(b)
@@ -117,10 +122,10 @@ RULES = ("youden", "sensitivity>=0.9", "fp_per_image<=0.5")
 
 def add_images(r:Report, a:Asked):
     "Is the finding on the image at all? AUROC and its relatives; operating points."
-    r.blocks["image_level"] = image_level_block(image_level(a.preds, a.tables, a.threshold), a.n_boot, a.seed)
+    r.blocks["image_level"] = image_level_block(a.images, a.n_boot, a.seed)
     r.tables["images"] = image_level_table(r.blocks["image_level"])
     r.figures["images"] = partial(plot_image_level, r.blocks["image_level"])
-    o = operating(a.preds, a.tables)
+    o = operating(a.preds, a.tables, matched=a.matched)
     chosen = {k: apply_points(o, p) for k, p in a.points.items()} if a.points else {k: cross_apply(o, k, a.folds, a.seed) for k in RULES if a.can_cross}
     r.blocks["operating_points"] = {k: operating_block(p, a.n_boot, a.seed) for k, p in chosen.items()}
     r.blocks["warnings"] += sorted({f"Operating points and calibration: {w}" for b in r.blocks["operating_points"].values() if (w := b["warning"])}) # both are of the same patients
@@ -129,7 +134,7 @@ def add_images(r:Report, a:Asked):
 
 def add_calibration(r:Report, a:Asked):
     "Does a score of 0.3 mean three in ten?"
-    parts = dict(detections=scored_detections(a.preds, a.tables), images=scored_images(image_level(a.preds, a.tables, a.threshold)))
+    parts = dict(detections=scored_detections(a.preds, a.tables, matched=a.matched), images=scored_images(a.images))
     cal = {k: a.calibration if k == "detections" else None for k in parts}
     r.blocks["calibration"] = b = {k: calibration_block(s, cal[k], folds=a.folds, n_boot=a.n_boot, seed=a.seed) for k, s in parts.items() if cal[k] or a.can_cross}
     r.tables |= {f"calibration of {k}": calibration_table(v) for k, v in b.items()}
@@ -172,12 +177,12 @@ def build_report(preds:dict, tables:Tables, # predictions by image, and truth
                  **asked # threshold, n_boot, seed, points, calibration, folds, readings; see `Asked`
                 )->Report:
     "Measure everything."
-    a, r = Asked(preds, tables, floor, **asked), Report({})
+    a, r = Asked(Checked(preds, tables), tables, Checked(floor, tables), **asked), Report({})
     if isinstance(a.folds, int): a = replace(a, folds=min(a.folds, tables.images.patient_id.nunique()))
     for part in PARTS:
-        t = time.perf_counter()
+        t = time.process_time()
         part(r, a)
-        r.seconds[part.__name__.removeprefix("add_")] = time.perf_counter()-t
+        r.seconds[part.__name__.removeprefix("add_")] = time.process_time()-t
     return r
 
 # %% ../nbs/03r_fullreport.ipynb #d3a83550

@@ -10,6 +10,7 @@ __all__ = ['RULES', 'parse_rule', 'choose_threshold', 'Operating', 'operating', 
 # %% ../nbs/03l_operate.ipynb #f52096cd
 import re
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -124,6 +125,9 @@ class Operating:
     @property
     def names(self): return self.image.names
 
+    @cached_property
+    def box_counts(self): return _box_counts(self) # the same for every weighting of the images
+
 # %% ../nbs/03l_operate.ipynb #9b69fe62
 def operating(
     preds:dict, # image id -> dict of boxes, scores, labels
@@ -187,7 +191,7 @@ def operating_numbers(
 )->dict: # arrays (B, C+1) for `RATES`, fp_per_image, box_sensitivity; (B,) for fp_per_image_shown; NaN where undefined
     "All numbers at the operating points, for B weightings of the images."
     w = np.ones((1, len(o.seen))) if weights is None else np.atleast_2d(weights)
-    (f_own, h_own, f_any, h_any), has = _box_counts(o)
+    (f_own, h_own, f_any, h_any), has = o.box_counts
     add = lambda a: (w @ a.astype(w.dtype)).astype(float)
     def share(k, n): return np.divide(k, n, out=np.full(np.shape(n), np.nan), where=n > 0)
     some = lambda v: np.where(np.isfinite(v).any(1), np.nansum(v, 1), np.nan)

@@ -236,9 +236,11 @@ def evaluate_floor(
     seed:int=0, # of the resamples; the orders are always the same ones
     n_orders:int|None=None, # orders of the images to average over; None: 30, and fewer from 1,000 images on
     conf:float=0.95, # confidence level
+    m:Matched|None=None, # from `match_all`, where it was made already
 )->dict: # as `evaluate_detections`, with intervals as `add_intervals` where asked for
     "What the blind floor scores, whatever the order of the images."
-    m, rng, out = match_all(preds, tables), np.random.default_rng(0), evaluate_detections(preds, tables, score_threshold)
+    m, rng = m or match_all(preds, tables), np.random.default_rng(0)
+    out = evaluate_detections(preds, tables, score_threshold, m)
     n_orders = n_orders or min(30, max(5, 30_000//max(1, len(tables))))
     orders = [shuffled(m, rng) for _ in range(n_orders)]
     now = {k: np.mean(v, 0)[0] for k, v in _joined([ap_numbers(o) for o in orders]).items()}

@@ -18,6 +18,7 @@ from scipy.sparse import csr_matrix
 from .data import State, Tables, few, near
 from .errors import Pairs, ap_steps, pair_up
 from .imagelevel import image_level_truth, truth_source
+from .metrics import by_draw, whole_weights
 from .stats import ap_interval, few_boxes_warning, intervals, resample, wilson
 
 # %% ../nbs/03o_subgroups.ipynb #071b3b9e
@@ -105,7 +106,7 @@ def _share_tables(p, kind, truth, called, found):
     def pairs(mask): # image-level pairs -> cell, image
         i, c = np.nonzero(mask); return of_image[i]*C + c, i
     if of_image is None:                                                     # groups of boxes: the images that have such a box
-        cell, i = np.unique(np.stack([box_cell, p.t_image]), axis=1)
+        cell, i = np.divmod(np.unique(box_cell*n + p.t_image), n)
         hit = called[i, cell % C]
         out = {'sensitivity': (_table(cell, i, shape), _table(cell[hit], i[hit], shape))}
     else:
@@ -160,7 +161,7 @@ class Subgroups:
     def __repr__(self): return f"Subgroups({len(self.pairs.states):,} images, {sum(len(k[0]) for k in self.kinds.values())} groups of {len(self.kinds)} kinds)"
 
 # %% ../nbs/03o_subgroups.ipynb #7677f794
-def _columns(w, n): return np.ones((n, 1)) if w is None else np.ascontiguousarray(np.atleast_2d(w).T)   # (n_images, b)
+def _columns(w, n): return np.ascontiguousarray(whole_weights(w, n).T)   # (n_images, b)
 
 def _over_all(o): return np.moveaxis(np.concatenate([o, o.sum(1, keepdims=True)], 1), 2, 0).astype(float)   # (G, C, b) -> (b, G, C+1)
 
@@ -185,9 +186,10 @@ def aps(self:Subgroups,
     w, out = _columns(weights, len(self.pairs.states)), {}
     for k, by_iou in self.steps.items():
         for o, (cell, image, false) in by_iou.items():
-            n_truth, tp, fp = self.shares[k][f'recall_{o}'][0] @ w, w[image], false @ w
+            n_truth, (tp, fp) = self.shares[k][f'recall_{o}'][0] @ w, map(by_draw, (w[image], false @ w))
             ends = np.searchsorted(cell, np.arange(len(n_truth)+1))
-            ap = np.stack([ap_steps(tp[a:b].cumsum(0), fp[a:b].cumsum(0), n) for a, b, n in zip(ends, ends[1:], n_truth)], 1)
+            so_far = lambda v, a, b: v[:, a:b].cumsum(1, dtype=v.dtype)
+            ap = np.stack([ap_steps(so_far(tp, a, b), so_far(fp, a, b), n) for a, b, n in zip(ends, ends[1:], n_truth)], 1)
             ap = ap.reshape(w.shape[1], -1, self.C)
             some = np.isfinite(ap).sum(2)
             out[f'{k}.ap_{o}'] = np.concatenate([ap, np.divide(np.nansum(ap, 2), some, out=np.full(some.shape, np.nan), where=some > 0)[..., None]], 2)
@@ -230,8 +232,9 @@ def _patients_behind(s, kind): # (G, C+1)
     p, (names, _, of_truth, _) = s.pairs, s.kinds[kind]
     who = pd.factorize(p.tables.images.patient_id)[0][p.t_image]
     out = np.zeros((len(names), s.C+1), int)
+    shape = (*out.shape, len(p.states))
     for label in (p.t_label, np.full(len(who), s.C)):
-        g, c, _ = np.unique(np.stack([of_truth, label, who]), axis=1)
+        g, c, _ = np.unravel_index(np.unique(np.ravel_multi_index((of_truth, label, who), shape)), shape)
         np.add.at(out, (g, c), 1)
     return out
 
@@ -243,14 +246,14 @@ RULES = {'finding': 'all images, one row a class', 'view': 'recorded view', 'sex
 def subgroup_block(
     s:Subgroups, # predictions and truth, prepared
     n_boot:int=2000, # resamples of the patients
-    n_boot_ap:int|None=None, # resamples for AP; None: as many up to 2,500 images, fewer beyond
+    n_boot_ap:int|None=None, # resamples for AP; None: as many up to 5,000 boxes, fewer beyond
     seed:int=0, # the same seed draws the same patients
     conf:float=0.95, # confidence level
 )->dict: # JSON: settings, 'rules', 'left_out', 'groups' {kind: {group: {n_images, n_patients, n_boxes, n_classes, 'all': numbers, 'per_class': {class: numbers}}}}
     "All groups with intervals and warnings; groups without images or boxes are left out, None where a number is not defined."
     p, C = s.pairs, s.C
     patients = p.tables.images.patient_id.to_numpy()
-    if n_boot_ap is None: n_boot_ap = min(n_boot, max(200, int(n_boot*2500/max(1, len(patients)))))
+    if n_boot_ap is None: n_boot_ap = min(n_boot, max(200, int(n_boot*5_000/max(1, len(p.t_image)))))
     v, counts = s(), s.proportions(counts=True)
     ci = intervals(resample(s.proportions, patients, n_boot, seed), conf)
     for k, drawn in resample(s.aps, patients, n_boot_ap, seed).items(): ci[k] = ap_interval(drawn, v[k][0], _patients_behind(s, k.split('.')[0]), conf)
