@@ -55,10 +55,9 @@ def run_records(
     folder = find_run(run)
     if not (config := _json(folder/"config.json")):
         raise FileNotFoundError(f"the run `{folder.name}` has no config.json, so nothing is known of its training; a card can't be written")
-    evaluated, report = _json(folder/"eval.json"), _json(folder/"report.json")
+    evaluated = _json(folder/"eval.json")
     result = evaluated or _json(folder/"metrics.json")
-    val = result.get("val") or report.get("val") or {}
-    parts = {k: next((v for d in (result, report, val) if (v := d.get(k))), None) for k in PARTS}
+    val, parts = result.get("val") or {}, {k: result.get(k) or None for k in PARTS}
     return dict(folder=folder, name=folder.resolve().name, config=config, result=result, val=val, evaluated=bool(evaluated), metrics=_json(folder/"metrics.json"), **parts)
 
 # %% ../nbs/05d_card.ipynb #3eb4d25c

@@ -29,7 +29,6 @@ from .operate import apply_points, cross_apply, operating, operating_block, oper
 from .predfiles import write_coco_predictions, write_coco_truth
 from .readings import Readings
 from .report import best_cases, metrics_table, plot_confusion, show_cases, worst_cases
-from .run import write_json
 from .split import split_patients
 from .stats import add_intervals, detection_block, detection_table, evaluate_floor, few_boxes_warning, resampled_ap
 from .subgroups import Subgroups, plot_subgroups, subgroup_block, subgroup_table
@@ -77,6 +76,7 @@ class Asked:
     points: dict = None # frozen operating points by rule; None: chosen on other folds of the patients
     calibration: dict = None # frozen calibration of detections; None: fitted on other folds
     folds: object = 5   # number of folds for the two, or the fold of each image
+    image_score: str = "max" # image-level score from the boxes: max or noisy_or
     readings: Readings = None # second readings of these images; None: no reader ceiling
     @property
     def can_cross(self): return self.tables.images.patient_id.nunique() > 1 # else there is nobody to choose on
@@ -87,7 +87,7 @@ class Asked:
     @cached_property
     def floor_matched(self): return match_all(self.floor, self.tables)
     @cached_property
-    def images(self): return image_level(self.preds, self.tables, self.threshold)
+    def images(self): return image_level(self.preds, self.tables, self.threshold, self.image_score)
 
 # %% ../nbs/03r_fullreport.ipynb #e7e96779
 def add_headline(r:Report, a:Asked):
@@ -174,7 +174,7 @@ PARTS = (add_headline, add_curves, add_localization, add_images, add_calibration
 
 def build_report(preds:dict, tables:Tables, # predictions by image, and truth
                  floor:dict, # predictions of the blind floor for the same images
-                 **asked # threshold, n_boot, seed, points, calibration, folds, readings; see `Asked`
+                 **asked # threshold, n_boot, seed, points, calibration, folds, image_score, readings; see `Asked`
                 )->Report:
     "Measure everything."
     a, r = Asked(Checked(preds, tables), tables, Checked(floor, tables), **asked), Report({})
@@ -216,7 +216,6 @@ def save_report(r:Report, folder, # is made
     (folder/"report").mkdir(parents=True, exist_ok=True)
     write_coco_predictions(preds, tables, folder/"predictions.json")
     write_coco_truth(tables, folder/"truth.json")
-    write_json(folder/"report.json", r.blocks)
     for name, t in r.tables.items(): atomic_write(folder/f"report/{file_name(name)}.csv", lambda p: t.to_csv(p))
     for name in r.figures if figures else ():
         if (fig := r.draw(name)) is not None: save_pictures(fig, folder/"report", name); close_figure(fig)
