@@ -249,7 +249,9 @@ def class_steps(m, c)->ClassSteps:
     sure = (state != State.INCOMPLETE) & (state != State.IGNORE)
     def table(some):
         ends = np.searchsorted(row[some], np.arange(len(at)+1)).astype(np.int32)
-        return csr_array((np.ones(some.sum(), np.float32), m.image[d[some]].astype(np.int32), ends), shape=(len(at), len(m.states)))
+        out = csr_array((np.ones(some.sum(), np.float32), m.image[d[some]].astype(np.int32), ends), shape=(len(at), len(m.states)))
+        out.sum_duplicates()                                                   # and sorted by image, which makes products twice as fast
+        return out
     return ClassSteps(m.image[d[at]], m.hits[d[at]], sure[at], table(sure), table(~sure))
 
 def count_table(m)->csr_array: # (4*C, n_images): truth boxes, then hits summed over `COCO_IOUS` among the best 1, 10 and 100 detections

@@ -84,15 +84,17 @@ def resample(
     return out
 
 # %% ../nbs/03e_stats.ipynb #34db9a08
-def _quantiles(values, q):
-    "Quantile `q` (a number, or one for each column) along the first axis: linear between draws, NaN left out, as np.nanquantile for many columns at once."
-    n = (~np.isnan(values)).sum(0)
-    if not len(values): return np.full(n.shape, np.nan)
-    v, place = np.sort(values, 0), q*np.maximum(n-1, 0)                       # NaN sorts to the end
-    below = np.floor(place).astype(int)
-    a, b = (np.take_along_axis(v, i[None], 0)[0] for i in (below, np.minimum(below+1, np.maximum(n-1, 0))))
-    with np.errstate(invalid='ignore'):
-        return np.where(n < 2, np.nan, np.where((place == below) | (a == b), a, a*(1-(place-below)) + b*(place-below)))
+def _quantiles(values, *qs):
+    "Each of the quantiles `qs` (a number, or one for each column) along the first axis: linear between draws, NaN left out, as np.nanquantile for many columns at once."
+    n, v = (~np.isnan(values)).sum(0), np.sort(values, 0)                     # NaN sorts to the end
+    def one(q):
+        if not len(values): return np.full(n.shape, np.nan)
+        place = q*np.maximum(n-1, 0)
+        below = np.floor(place).astype(int)
+        a, b = (np.take_along_axis(v, i[None], 0)[0] for i in (below, np.minimum(below+1, np.maximum(n-1, 0))))
+        with np.errstate(invalid='ignore'):
+            return np.where(n < 2, np.nan, np.where((place == below) | (a == b), a, a*(1-(place-below)) + b*(place-below)))
+    return [one(q) for q in qs]
 
 def intervals(
     drawn:dict, # from `resample`: arrays (n_boot, ...)
@@ -100,7 +102,7 @@ def intervals(
 )->dict: # the same keys, arrays (..., 2): lower and upper end; NaN where fewer than two draws are defined
     "The middle of the draws (percentile interval); draws in which a number is not defined are left out."
     if not 0 < conf < 1: raise ValueError(f"conf={conf}: a confidence level lies between 0 and 1, such as 0.95")
-    return {k: np.stack([_quantiles(np.asarray(v, float), q) for q in ((1-conf)/2, (1+conf)/2)], -1) for k, v in drawn.items()}
+    return {k: np.stack(_quantiles(np.asarray(v, float), (1-conf)/2, (1+conf)/2), -1) for k, v in drawn.items()}
 
 # %% ../nbs/03e_stats.ipynb #eca251dd
 def _pair(ends): return [float(e) for e in ends] if np.isfinite(ends).all() else None
@@ -146,7 +148,7 @@ def ap_interval(
     def odds(p): p = np.clip(p, edge, 1-edge); return np.log(p/(1-p))
     o, ok = odds(drawn), ~np.isnan(drawn)
     above = np.where(ok, o, 0).sum(0)/np.maximum(ok.sum(0), 1) - odds(now)              # the draws' own optimism; the study's is twice that
-    lo, hi = (1/(1+np.exp(3*above-_quantiles(o, q))) for q in (ndtr(-z), ndtr(z)))
+    lo, hi = (1/(1+np.exp(3*above-q)) for q in _quantiles(o, ndtr(-z), ndtr(z)))
     none, every = (np.where(ok, drawn, 0) == 0).all(0), (np.where(ok, drawn, 1) == 1).all(0)
     lo, hi = np.where(every, n/(n+z**2), np.minimum(lo, now)), np.where(none, z**2/(n+z**2), np.maximum(hi, now))
     known = (n >= 2) & (ok.sum(0) >= 2) & ~np.isnan(now)

@@ -135,6 +135,7 @@ def _ap_tables(p, kind, j, judged):
     f = np.flatnonzero(~hit & (before < end[cell]))                          # what comes after a cell's last hit plays no part
     starts = np.r_[0, np.bincount(before[f], minlength=int(hit.sum())).cumsum()]
     false = csr_matrix((np.ones(len(f), np.float32), image[f], starts), shape=(len(starts)-1, len(p.states)))
+    false.sum_duplicates()                                                   # and sorted by image, which makes products twice as fast
     return cell[hit], image[hit], false
 
 # %% ../nbs/03o_subgroups.ipynb #a6b424da
