@@ -113,7 +113,6 @@ def check_preds(
     join = lambda k, dtype, *shape: np.concatenate([np.zeros((0, *shape), dtype)] + [np.asarray(preds[i][k], dtype).reshape(-1, *shape) for i in ids])
     return np.repeat(np.arange(len(ids)), n), join('labels', np.int64), join('scores', np.float64), join('boxes', np.float64, 4)
 
-# %% ../nbs/03d_metrics.ipynb #75edaa12
 class Checked(dict):
     "Predictions that fit their tables, and what `check_preds` makes of them."
     def __init__(self,
@@ -267,7 +266,7 @@ def recall_steps(
     n_truth:np.ndarray, # weight of the truth boxes (b,)
 )->np.ndarray: # (b, P)
     "How many of the 101 `RECALLS` are reached first at each step, for b weightings at once."
-    recall = tp/np.where(n_truth > 0, n_truth, 1)[:, None]
+    recall = np.divide(tp, np.where(n_truth > 0, n_truth, 1)[:, None], dtype=np.float64)
     reached = (recall*100+1e-9).astype(np.int32)
     reached -= RECALLS.take(reached, mode='clip') > recall
     steps = reached.astype(np.float64)
@@ -280,7 +279,7 @@ def precision_envelope(
     seen:np.ndarray, # weight of the detections up to there (b, P)
 )->np.ndarray: # (b, P)
     "Best precision at each step or beyond, for b weightings at once."
-    precision = np.divide(tp, seen, out=np.zeros(tp.shape), where=seen > 0) if seen.dtype.kind == 'f' else tp/np.maximum(seen, 1)
+    precision = np.divide(tp, seen, out=np.zeros(tp.shape), where=seen > 0, dtype=np.float64) if seen.dtype.kind == 'f' else tp/np.maximum(seen, 1)
     return np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
 
 def _curves(m, w, thresholds):
