@@ -8,7 +8,7 @@ __all__ = ['MAY_DIFFER', 'papermill_output', 'run_name', 'runs_dir', 'list_runs'
            'mlflow_logger']
 
 # %% ../nbs/03h_run.ipynb #e6caf8f5
-import dataclasses, datetime, json, math, os, platform, subprocess
+import dataclasses, datetime, json, math, os, platform, re, subprocess
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -78,8 +78,9 @@ def plain(x): # the same, of dicts, lists and Python's own numbers and words
 
 # %% ../nbs/03h_run.ipynb #ea460eeb
 def write_json(path, x):
-    "Write `x` as JSON, a whole file or none."
+    "Write `x` as JSON, a whole file or none; a list of numbers stays on one line."
     text = json.dumps(plain(x), indent=1, ensure_ascii=False, allow_nan=False)+"\n"
+    text = re.sub(r"\[\n\s+([^][{}]+?)\n\s+\]", lambda m: "["+re.sub(r"\n\s+", " ", m[1])+"]", text)
     atomic_write(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 def read_json(path)->dict:
