@@ -266,11 +266,17 @@ def froc_table(
 def f1_table(
     block:dict, # from `curve_block`
     ious=None, # IoU thresholds; None: all
+    floor:dict|None=None, # the same of the blind floor
 )->pd.DataFrame: # a row for each class, cells as text
-    "Best F1 by class with its interval, without the flattery, and its threshold."
-    rows = {c: {f'{says} @{o:g}': f(b[f'iou_{round(100*o)}']) for o in (ious or block['ious']) for says, f in (
-                ('best F1', lambda v: _cell(v['best_f1'], v['best_f1_ci'])), ('corrected', lambda v: _cell(v['best_f1_corrected'], v['best_f1_corrected_ci'])),
-                ('threshold', lambda v: _cell(v['best_f1_threshold'], v['best_f1_threshold_ci'])))} for c, b in block['per_class'].items()}
+    "Best F1 by class with its interval, without the flattery, and its threshold; the blind floor's beside it."
+    rows, show = {c: {} for c in block['per_class']}, lambda v, k: _cell(v[k], v[f'{k}_ci'])
+    for c, b, low in _rows(block, floor)[:-1]:
+        for o in ious or block['ious']:
+            key = f'iou_{round(100*o)}'
+            v = b[key]
+            rows[c] |= {f'best F1 @{o:g}': show(v, 'best_f1'), f'corrected @{o:g}': show(v, 'best_f1_corrected')}
+            if floor is not None: rows[c][f'floor F1 @{o:g}'] = _cell(low and low[key]['best_f1'])
+            rows[c][f'threshold @{o:g}'] = show(v, 'best_f1_threshold')
     return pd.DataFrame(rows).T.rename_axis('finding')
 
 # %% ../nbs/03p_curves.ipynb #2b4e2f3b

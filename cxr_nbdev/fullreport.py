@@ -24,7 +24,7 @@ from .errors import error_block, error_gallery, error_summary, error_table, plot
 from .files import atomic_write
 from .imagelevel import image_level, image_level_block, image_level_table, plot_image_level
 from .localize import localize_block, localize_table, plot_localisation, plot_offsets, prepare_localize
-from .metrics import Checked, blind_floor, evaluate_detections, floor_predictions, match_all
+from .metrics import Checked, blind_floor, evaluate_detections, floor_predictions, image_counts, match_all
 from .operate import apply_points, cross_apply, operating, operating_block, operating_table, plot_operating
 from .predfiles import write_coco_predictions, write_coco_truth
 from .readings import Readings
@@ -53,14 +53,16 @@ class Report:
 def _cell(v, ci=None): return "-" if v is None else f"{v:.2f}" + (f" [{ci[0]:.2f}, {ci[1]:.2f}]" if ci and ci[0] is not None else "")
 
 def clinician_table(val:dict, # with intervals, as in eval.json
-                    curves:dict # from `curve_block`
+                    curves:dict, # from `curve_block`
+                    counts:pd.DataFrame # from `image_counts`
                    )->pd.DataFrame:
-    "Finding, sensitivity, specificity, false alarms an image."
-    rows = {**val["per_class"], "all findings": val}
+    "Finding, sensitivity, what guessing as often would have, specificity, false alarms an image."
+    rows, n = {**val["per_class"], "all findings": val}, counts.rename({"overall": "all findings"})
+    called = ((n.tp + n.fp)/n.sum(axis=1)).where(n.tp + n.fn > 0) # share of the images
     def false(c):
         b = curves["per_class"].get(c, curves)["iou_30"]
         return _cell(b["fp_image"], b["fp_image_ci"])
-    return pd.DataFrame({c: {"sensitivity": _cell(v["sensitivity"], v.get("sensitivity_ci")), "specificity": _cell(v["specificity"], v.get("specificity_ci")),
+    return pd.DataFrame({c: {"sensitivity": _cell(v["sensitivity"], v.get("sensitivity_ci")), "by guessing": _cell(called[c] if called[c] == called[c] else None), "specificity": _cell(v["specificity"], v.get("specificity_ci")),
                              "false alarms an image": false(c)} for c, v in rows.items()}).T.rename_axis("finding")
 
 # %% ../nbs/03r_fullreport.ipynb #0dc93135
@@ -98,15 +100,15 @@ def add_headline(r:Report, a:Asked):
     r.blocks["warnings"] = [w for c, v in val["per_class"].items() if (w := few_boxes_warning(v["n_boxes"], c))]
     r.tables["average precision"] = metrics_table(r.blocks["val"], r.blocks["val"]["blind_floor"])
     r.blocks["detection"] = detection_block(m, a.n_boot, a.seed, drawn=drawn)
-    r.tables["AP and recall at every IoU"] = detection_table(r.blocks["detection"])
+    r.tables["AP and recall at every IoU"] = detection_table(r.blocks["detection"], detection_block(a.floor_matched, n_boot=0))
     r.figures["confusion"] = partial(plot_confusion, a.preds, a.tables, a.threshold)
 
 def add_curves(r:Report, a:Asked):
     "Precision-recall, best F1 and FROC."
     b, floor = (curve_block(p, a.tables, a.n_boot, a.seed, a.threshold, matched=m) for p, m in ((a.preds, a.matched), (a.floor, a.floor_matched)))
     r.blocks["curves"] = b
-    r.tables["findings"] = clinician_table(r.blocks["val"], b)
-    r.tables["sensitivity by false alarms"], r.tables["best F1"] = froc_table(b, floor), f1_table(b)
+    r.tables["findings"] = clinician_table(r.blocks["val"], b, image_counts(a.preds, a.tables, a.threshold))
+    r.tables["sensitivity by false alarms"], r.tables["best F1"] = froc_table(b, floor), f1_table(b, floor=floor)
     r.figures |= {"froc": partial(plot_froc, b, floor), "precision and recall": partial(plot_precision_recall, b, floor)}
 
 def add_localization(r:Report, a:Asked):

@@ -288,6 +288,7 @@ def detection_block(
 # %% ../nbs/03e_stats.ipynb #08481ef2
 def detection_table(
     block:dict, # from `detection_block`
+    floor:dict|None=None, # the same of the blind floor
 )->pd.DataFrame: # a row for each class and one for their mean, with intervals
     "The numbers most asked for, to be read."
     def show(b, k):
@@ -296,7 +297,9 @@ def detection_table(
     cols = {'ap_30': 'AP at 0.3', 'ap_50': 'AP at 0.5', 'ap': 'AP 0.5:0.95', 'ap_plain_50': 'plain AP at 0.5', 'ar_100': 'AR'}
     rows = {c: {**{t: show(b, k) for k, t in cols.items()}, 'boxes': b['n_boxes'], 'note': 'few boxes' if b['warning'] else ''} for c, b in block['per_class'].items()}
     rows['mean'] = {**{t: show(block, f'm{k}') for k, t in cols.items()}, 'boxes': block['n_boxes'], 'note': ''}
-    return pd.DataFrame(rows).T
+    out = pd.DataFrame(rows).T
+    if floor: out.insert(out.columns.get_loc('AR')+1, 'floor AR', [show(o | {f'{k}_ci': None}, k) for o, k in [*((b, 'ar_100') for b in floor['per_class'].values()), (floor, 'mar_100')]])
+    return out
 
 def plot_ap(
     block:dict, # from `detection_block`
