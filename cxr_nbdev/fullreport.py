@@ -225,7 +225,7 @@ def save_report(r:Report, folder, # is made
 
 # %% ../nbs/03r_fullreport.ipynb #aa902906
 SECTIONS = ( # title, what it says, tables, figures
-    ("What it finds, and how often it cries wolf", "Sensitivity: the share of images with the finding that are called. Specificity: the share of those without it that are left alone. Brackets are 95% intervals (Wilson's, which take images as independent).", ["findings"], ["confusion"]),
+    ("What it finds, and how often it cries wolf", "Sensitivity: the share of images with the finding that are called. Specificity: the share of those without it that are left alone. By guessing: the sensitivity of calling as many images without looking. Brackets are 95% intervals (Wilson's, which take images as independent).", ["findings"], ["confusion"]),
     ("Average precision, and the floor under it", "Mean precision over recall, at a box overlap (IoU) of 0.5 and 0.3. The blind floor is one fixed box a class, drawn without looking at the image: what is not above it has not been learnt. Findings that are labelled but not boxed are left out.", ["average precision", "AP and recall at every IoU"], ["precision and recall"]),
     ("Sensitivity for a budget of false alarms", "FROC: how many of the boxes are found when so many false alarms an image are accepted.", ["sensitivity by false alarms"], ["froc"]),
     ("How well the boxes fit", "T(IoU): the share of boxed findings whose best-scored detection overlaps the box by more than that IoU. Two readers agree with each other to IoU 0.5 in about half of the cases, so 1.0 is out of reach.", ["localization"], ["localization", "offsets"]),
