@@ -34,7 +34,7 @@ def sidebar_pages(contents):
 
 def page_name(stem):
     "The name of a page on the site: nbdev leaves the number of a chapter out of it, as its links do."
-    return re.sub(r"^\d+[a-z]?_", "", stem)
+    return re.sub(r"^\d+[a-zA-Z0-9]*_", "", stem)
 
 
 def write_pages(home):
