@@ -94,7 +94,7 @@ def _use():
             "**Not for clinical use**: not a medical device, not tested on the patients, machines and workflows of any clinic, "
             "and not to be used to diagnose, triage or reassure anybody.")
 
-LABELS = {"report": "from reports; a finding that is labelled but not boxed is ignored where it would be punished",
+LABELS = {"report": "from reports; a finding that is labelled but not boxed is left out when measuring, while the training loss still took it as absent",
           "boxes": "boxes alone; a finding without a box counted as absent"}
 
 def _training_data(r):
@@ -123,7 +123,8 @@ def _metrics():
             "*AP*: mean precision over recall (COCO's 101 points) at an overlap (IoU) of 0.5 or 0.3; findings that are labelled but not boxed are left out. "
             "*mAP*: its mean over the classes. *Sensitivity*, *specificity*: shares of pairs of image and finding, called where a detection reaches the threshold. "
             "*Blind floor*: one fixed box a class, chosen on the training patients, drawn without looking at the image. "
-            "*Reader ceiling*: a second reader's boxes scored as if they were a detector's, all with the same score.")
+            "*Reader ceiling*: a second reader's boxes scored as if they were a detector's, on the images read again only. A reader gives no scores, so this AP can be below the "
+            "detector's without the detector being better; the rows to compare are the shares found. In brackets: fewer than ten boxes.")
 
 def _ceiling(b):
     "What was read again, by whom, and how well these readers find the first one's boxes; nothing where nobody has."
@@ -131,14 +132,16 @@ def _ceiling(b):
              "yes" if v.get("listed") else "no: only images with a box of this reader count, which flatters"] for r, v in ((b or {}).get("readers") or {}).items()]
     head = ["second reader", "images", "boxes", "found (IoU 0.3)", "found (IoU 0.5)", "median IoU", "images without a box known?"]
     few = ", ".join(f"{c} ({n})" for c, n in ((b or {}).get("few_boxes") or {}).items())
-    few = f"\n\nFewer than ten boxes were read again of {few}: their ceilings are single cases, and the mean over the classes holds them, too." if few else ""
+    few = f"\n\nFewer than ten boxes were read again of {few}: their ceilings are single cases." if few else ""
     return "\n\nThe reader ceiling is that of the evaluated images that were read again, against the first reader's boxes:\n\n" + _table(head, rows) + few if rows else ""
 
 def _overall(r):
     "The headline, with floor and ceiling."
     v, floor, top = r["val"], r["val"].get("blind_floor"), r["reader_ceiling"]
     names = {"map_50": "mAP@0.5", "map_30": "mAP@0.3", "map": "mAP@0.5:0.95", "sensitivity": "sensitivity", "specificity": "specificity"}
-    rows = [[n, _show(v, k), _show(floor, k), _show(top, k)] for k, n in names.items()]
+    has = lambda b: {c for c, o in ((b or {}).get("per_class") or {}).items() if o.get("n_boxes")}
+    same = has(v) <= has(top) or not has(top) # else its mean is one over other findings
+    rows = [[n, _show(v, k), _show(floor, k), "not over the same findings" if top and not same and k.startswith("map") else _show(top, k)] for k, n in names.items()]
     a = v.get("any_finding")
     rows += [[f"any finding: {k}", _show(a, k), _show((floor or {}).get("any_finding"), k), _show((top or {}).get("any_finding"), k)] for k in ("sensitivity", "specificity")]
     rows += [["image-level AUROC, mean over findings", _show((r["image_level"] or {}).get("macro"), "auroc"), "0.5 by definition", MISSING]]
@@ -152,7 +155,8 @@ def _classes(r):
     "Class by class."
     auroc, classes = (r["image_level"] or {}).get("per_class") or {}, r["val"].get("per_class") or {}
     top = (r["reader_ceiling"] or {}).get("per_class") or {}
-    rows = [[c, _say(v.get("n_boxes")), _show(v, "ap_50"), _show(_floor_of(r, c), "x"), _show(top.get(c), "ap_50"), *(_show(v, k) for k in ("ap_30", "sensitivity", "specificity")), _show(auroc.get(c), "auroc")]
+    few = (r["reader_ceiling"] or {}).get("few_boxes") or {}
+    rows = [[c, _say(v.get("n_boxes")), _show(v, "ap_50"), _show(_floor_of(r, c), "x"), f"({_show(top.get(c), 'ap_50')})" if c in few else _show(top.get(c), "ap_50"), *(_show(v, k) for k in ("ap_30", "sensitivity", "specificity")), _show(auroc.get(c), "auroc")]
             for c, v in classes.items()]
     head = ["finding", "boxes", "AP@0.5", "blind floor", "reader ceiling", "AP@0.3", "sensitivity", "specificity", "image-level AUROC"]
     return _table(head, rows) if rows else MISSING.capitalize() + "."

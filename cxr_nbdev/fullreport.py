@@ -57,8 +57,10 @@ def clinician_table(val:dict, # with intervals, as in eval.json
                     counts:pd.DataFrame # from `image_counts`
                    )->pd.DataFrame:
     "Finding, sensitivity, what guessing as often would have, specificity, false alarms an image."
-    rows, n = {**val["per_class"], "all findings": val}, counts.rename({"overall": "all findings"})
-    called = ((n.tp + n.fp)/n.sum(axis=1)).where(n.tp + n.fn > 0) # share of the images
+    rows, n = {**val["per_class"], "all findings": val}, counts.loc[list(val["per_class"])]
+    has = n.tp + n.fn
+    called = ((n.tp + n.fp)/n.sum(axis=1)).where(has > 0) # share of the images
+    called["all findings"] = (called*has).sum()/has.sum() if has.sum() else float("nan") # each finding guessed as often as it is called
     def false(c):
         b = curves["per_class"].get(c, curves)["iou_30"]
         return _cell(b["fp_image"], b["fp_image_ci"])
@@ -216,6 +218,8 @@ def save_report(r:Report, folder, # is made
     "Tables, figures, predictions and truth; returns what was written."
     folder = Path(folder)
     (folder/"report").mkdir(parents=True, exist_ok=True)
+    for f in (folder/"report").iterdir(): # what an earlier report left would be taken for this one's
+        if f.suffix in (".csv", ".png", ".svg"): f.unlink()
     write_coco_predictions(preds, tables, folder/"predictions.json")
     write_coco_truth(tables, folder/"truth.json")
     for name, t in r.tables.items(): atomic_write(folder/f"report/{file_name(name)}.csv", lambda p: t.to_csv(p))
@@ -226,15 +230,15 @@ def save_report(r:Report, folder, # is made
 # %% ../nbs/03r_fullreport.ipynb #aa902906
 SECTIONS = ( # title, what it says, tables, figures
     ("What it finds, and how often it cries wolf", "Sensitivity: the share of images with the finding that are called. Specificity: the share of those without it that are left alone. By guessing: the sensitivity of calling as many images without looking. Brackets are 95% intervals (Wilson's, which take images as independent).", ["findings"], ["confusion"]),
-    ("Average precision, and the floor under it", "Mean precision over recall, at a box overlap (IoU) of 0.5 and 0.3. The blind floor is one fixed box a class, drawn without looking at the image: what is not above it has not been learnt. Findings that are labelled but not boxed are left out.", ["average precision", "AP and recall at every IoU"], ["precision and recall"]),
-    ("Sensitivity for a budget of false alarms", "FROC: how many of the boxes are found when so many false alarms an image are accepted.", ["sensitivity by false alarms"], ["froc"]),
-    ("How well the boxes fit", "T(IoU): the share of boxed findings whose best-scored detection overlaps the box by more than that IoU. Two readers agree with each other to IoU 0.5 in about half of the cases, so 1.0 is out of reach.", ["localization"], ["localization", "offsets"]),
-    ("Is the finding on the image at all?", "Image level: AUROC is the chance that an image with the finding scores higher than one without.", ["images"], ["images"]),
+    ("Average precision, and the floor under it", "Mean precision over recall, at a box overlap (IoU) of 0.5 and 0.3. The blind floor is one fixed box a class, drawn without looking at the image: what is not above it has not been learnt. Findings that are labelled but not boxed are left out. Read again: boxes on images that a second reader has read. A second reader gives no scores, so the reader ceiling's AP comes from a single operating point and is low for that reason alone; it can be below the detector's, which does not mean that the detector is better: compare T(IoU), further down.", ["average precision", "AP and recall at every IoU"], ["precision and recall"]),
+    ("Sensitivity for a budget of false alarms", "FROC: how many of the boxes are found when so many false alarms an image are accepted; its mean is over 1/8, 1/4, 1/2, 1, 2, 4 and 8. All classes is no mean of the rows: one threshold for all findings, and one budget that their false alarms share, so it lies below most of them. Columns with * are at the score threshold.", ["sensitivity by false alarms"], ["froc"]),
+    ("How well the boxes fit", "T(IoU): the share of boxed findings whose best-scored detection overlaps the box by more than that IoU. Where two readers both mark a finding, their boxes reach IoU 0.5 in about half of the cases, and in fewer when what one of them did not mark is counted, so 1.0 is not to be expected.", ["localization"], ["localization", "offsets"]),
+    ("Is the finding on the image at all?", "Image level: AUROC is the chance that an image with the finding scores higher than one without (0.5 by guessing). PPV: the share of calls that are right; NPV: of non-calls. LR+ and LR-: how many times likelier a call, or none, is with the finding than without. AUPRC: the area under precision over recall; by guessing it is the prevalence. A finding that is labelled but not boxed counts as present here and is left out of the first table, so the sensitivities differ.", ["images"], ["images"]),
     ("Operating points", "Thresholds chosen by a rule on other patients than those that they are reported on, or frozen in the checkpoint at the end of its training; a warning at the top says where the two share patients.", None, ["operating points"]),
-    ("Calibration", "Does a score of 0.3 mean three in ten? Before and after a correction that was fitted on other patients, or frozen in the checkpoint.", None, ["calibration of detections", "calibration of images"]),
-    ("Errors", "Every false alarm and miss has one type; its cost is what AP would gain if just that type were repaired.", ["errors by type"], ["errors", "cost of errors", "worst of each type"]),
-    ("Parts of the images", "The same numbers by view, sex, age, size and place. Many looks find something by chance; small groups carry a warning.", ["subgroups"], ["subgroups"]),
-    ("Reader ceiling", "How well another reader does against the boxes that the detector is measured with: the second reader's boxes, scored as if they were a detector's, on those of these images that both read. Nobody should expect a detector to agree better than people do. In the tables above what stands on fewer than ten boxes that were read again, or is a mean over such findings, is in brackets.", None, ["reader ceiling"]),
+    ("Calibration", "Does a score of 0.3 mean three in ten? Before and after a correction that was fitted on other patients, or frozen in the checkpoint. ECE: the mean gap between score and share right; by chance alone: the gap that a perfect score would show with so few cases. Brier: the mean squared error; of the share: that of somebody who always says the overall share. Resampling makes the gap larger, so an interval can lie above its number.", None, ["calibration of detections", "calibration of images"]),
+    ("Errors", "Every false alarm and miss has one type; its cost is what AP would gain if just that type were repaired. The numbers of errors are those from the score threshold upwards; costs are over all scores, as AP is. So a type without an error here can have a cost, and boxes missed at this threshold cost little if fainter detections find them.", ["errors by type"], ["errors", "cost of errors", "worst of each type"]),
+    ("Parts of the images", "The same numbers by view, sex, age, size and place. Many looks find something by chance; small groups carry a warning. A finding that is labelled but not boxed counts as present for sensitivity.", ["subgroups"], ["subgroups"]),
+    ("Reader ceiling", "How well another reader does against the boxes that the detector is measured with: the second reader's boxes, scored as if they were a detector's, on those of these images that both read. It says how far apart two people are, and is no strict limit: a detector learns the first reader's habits and can agree with that reader more than another person does. In the tables above what stands on fewer than ten boxes that were read again, or is a mean over such findings, is in brackets.", None, ["reader ceiling"]),
     ("Best and worst", "Solid: the reader's boxes. Dashed: the detector's.", [], ["best", "worst"]),
 )
 
@@ -254,8 +258,10 @@ def report_page(r:Report, folder, # where `save_report` put its files
     def picture(name):
         f = Path(folder)/f"report/{file_name(name)}.png"
         return [f'<img alt="{name}" src="data:image/png;base64,{base64.b64encode(f.read_bytes()).decode()}">'] if f.exists() else []
+    seen = lambda t, figures: section_tables(r, *t) or any(map(picture, figures))
     parts = [f"<h1>{html.escape(title)}</h1>", *(f"<p>{html.escape(s)}</p>" for s in says), '<p class="note">Research only, not for clinical use.</p>']
     for name, text, tables, figures in SECTIONS:
+        if not seen((name, tables), figures): continue
         if name == "Reader ceiling": # only where somebody has read these images again
             if "reader_ceiling" not in r.blocks: continue
             text += " " + html.escape(r.blocks["reader_ceiling"]["says"])

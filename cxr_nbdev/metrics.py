@@ -114,7 +114,7 @@ def check_preds(
     return np.repeat(np.arange(len(ids)), n), join('labels', np.int64), join('scores', np.float64), join('boxes', np.float64, 4)
 
 class Checked(dict):
-    "Predictions that fit their tables, and what `check_preds` makes of them."
+    "Predictions that fit their tables, and what `check_preds` makes of them; not to be changed afterwards."
     def __init__(self,
         preds:dict, # as for `check_preds`
         tables:Tables, # the images that were predicted
@@ -303,11 +303,11 @@ def _curves(m, w, thresholds):
 def whole_weights(
     weights:np.ndarray|None, # weight of each image (B, n_images) or (n_images,); None: 1 each
     n_images:int, # how many there have to be
-)->np.ndarray: # (B, n_images): float32 where all are whole, of which products of sparse tables are fastest, float64 otherwise
+)->np.ndarray: # (B, n_images): float32 where all are whole and below 1,024, of which products of sparse tables are fastest, float64 otherwise
     "Weights as the sums over images want them."
     w = np.ones((1, n_images), np.float32) if weights is None else np.atleast_2d(np.asarray(weights))
     if w.shape[1] != n_images: raise ValueError(f"weights of shape {w.shape}, expected (B, {n_images}): one for each image, in the order of the tables")
-    return w.astype(np.float32 if w.dtype.kind in 'bui' or (w == np.rint(w)).all() else np.float64)
+    return w.astype(np.float32 if (w.dtype.kind in 'bui' or (w == np.rint(w)).all()) and np.abs(w).max(initial=0) < 2**10 else np.float64)
 
 def by_draw(
     sums:np.ndarray, # (P, b), float32 for whole numbers

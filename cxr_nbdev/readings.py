@@ -99,7 +99,7 @@ class Readings:
         return tuple(dict.fromkeys(c for a, _ in self.words[reader].values() for c in a))
     def says(self)->str:
         "One plain sentence on who read how many images."
-        one = lambda r: (f"{r} {len(self.read[r])} images, {(self.boxes.reader == r).sum()} boxes" + ('' if self.listed[r] else " (only images with a box are known to be read)"))
+        one = lambda r: (f"{r} {len(self.read[r])} images, {(n := int((self.boxes.reader == r).sum()))} box{'es'*(n != 1)}" + ('' if self.listed[r] else " (only images with a box are known to be read)"))
         return "second readings: " + ("; ".join(map(one, self.read)) or "none of these images")
 
 def _scale(boxes, tables):
@@ -122,10 +122,10 @@ def find_readings(
 def _read_folder(folder, frame):
     "All files of a folder: boxes, and the lists of images read; None for what there is not."
     files = sorted(p for p in folder.iterdir() if p.name.lower().endswith(('.csv', '.csv.gz')))
-    if not files: raise FileNotFoundError(f"there is no second reading in `{folder.name}`: expected CSV files with a header such as {next(iter(FORMS))}")
+    if not files: raise FileNotFoundError(f"there is no second reading in `{folder.name}`: expected CSV files with a header such as {list(FORMS)[3]}")
     parts = [read_reading(p, frame) for p in files]
     join = lambda kind: pd.concat([d for k, d in parts if k == kind], ignore_index=True) if any(k == kind for k, _ in parts) else None
-    if (boxes := join('boxes')) is None: raise ValueError(f"`{folder.name}` says which images were read and holds no boxes; expected a CSV with {next(iter(FORMS))}")
+    if (boxes := join('boxes')) is None: raise ValueError(f"`{folder.name}` says which images were read and holds no boxes; expected a CSV with {list(FORMS)[3]}")
     return boxes, join('read'), [p.name for p in files]
 
 # %% ../nbs/00g_readings.ipynb #f9645e1c
