@@ -95,16 +95,21 @@ def pytest_terminal_summary(terminalreporter, config):
     stats = {k: terminalreporter.stats.get(k, []) for k in ("passed", "failed", "error", "skipped")}
     seconds = {o.nodeid: o.duration for k in ("passed", "failed") for o in stats[k]}
     skipped = {o.nodeid: (o.longrepr[2] if isinstance(o.longrepr, tuple) else str(o.longrepr)).removeprefix("Skipped: ") for o in stats["skipped"]}
-    counts = ", ".join(f"{len(v)} {k}" for k, v in stats.items() if v)
-    import torch
-    lines = ["---", "title: Last slow test", "description: The last run of `make test-slow`, with the cells and tests that take long or need real images.", "---", "",
-             f"{datetime.date.today()}: **{counts}** in {sum(seconds.values())/60:.1f} minutes of work on {os.cpu_count()} cores "
-             f"({platform.system()} {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, "
-             f"{'a GPU' if torch.cuda.is_available() else 'no GPU'}).", "", "| test | result | seconds |", "|:--|:--|--:|"]
     failed = {o.nodeid for k in ("failed", "error") for o in stats[k]}
+    says = lambda name: "skipped: "+skipped[name] if name in skipped else "FAILED" if name in failed else "passed"
     page = ROOT/"nbs/last_slow_test.qmd"
-    if last: lines = [o for o in page.read_text(encoding="utf-8").splitlines() if "test_make_run" not in o]
-    for name in sorted(seconds | skipped):
-        says = "skipped: "+skipped[name] if name in skipped else "FAILED" if name in failed else "passed"
-        lines.append(f"| {name.split('/')[-1]} | {says} | {seconds.get(name, 0):.0f} |")
-    page.write_text("\n".join(lines)+"\n", encoding="utf-8")
+    rows = {o.split(" | ")[0]: o for o in page.read_text(encoding="utf-8").splitlines() if o.startswith("| test_")} if last else {}
+    rows |= {f"| {name.split('/')[-1]}": f"| {name.split('/')[-1]} | {says(name)} | {seconds.get(name, 0):.0f} |" for name in sorted(seconds | skipped)}
+    page.write_text(slow_page(list(rows.values())), encoding="utf-8")
+
+
+def slow_page(rows):
+    "The page of the docs, from a line for each test: `| name | result | seconds |`."
+    import torch
+    cells = [[c.strip() for c in o.strip("| ").split(" | ")] for o in rows]
+    counts = {k: sum(c[1].startswith(k) for c in cells) for k in ("passed", "FAILED", "skipped")}
+    minutes = sum(float(c[2]) for c in cells)/60
+    return "\n".join(["---", "title: Last slow test", "description: The last run of `make test-slow`, with the cells and tests that take long or need real images.", "---", "",
+                      f"{datetime.date.today()}: **{', '.join(f'{n} {k.lower()}' for k, n in counts.items() if n)}** in {minutes:.1f} minutes of work on {os.cpu_count()} cores "
+                      f"({platform.system()} {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, "
+                      f"{'a GPU' if torch.cuda.is_available() else 'no GPU'}).", "", "| test | result | seconds |", "|:--|:--|--:|", *rows])+"\n"
