@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import isotonic_regression
 
-from .data import State, Tables, few, near
+from .data import State, Tables, near
 from .imagelevel import ImageLevel, plain, plain_ci, say
 from .metrics import Matched, check_preds, match_all
 from .operate import check_folds

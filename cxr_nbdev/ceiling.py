@@ -15,8 +15,9 @@ import pandas as pd
 
 from .data import State, Tables
 from .localize import T_IOUS, Located, localize_numbers, prepare_localize, put_number
-from .metrics import match_all, pair_iou
+from .metrics import match_all, pair_iou, ratio
 from .readings import Readings
+from .report import number_text
 from .stats import FEW_BOXES, ap_interval, evaluate_floor, few_boxes_warning, intervals, resample
 
 # %% ../nbs/03ja_ceiling.ipynb #f6989ac5
@@ -105,14 +106,10 @@ def prepare_agreement(
 # %% ../nbs/03ja_ceiling.ipynb #ff0a5cf9
 IOU_GRID = np.linspace(.02, 1, 50) # at which the curve of overlaps is kept
 
-def _ratio(k, n):
-    k, n = np.broadcast_arrays(k, n)
-    return np.divide(k, n, out=np.full(k.shape, np.nan), where=n > 0)
-
 def _shares(p, best, w):
     "Share of boxed pairs with an IoU of at least `IOU_GRID` (B, 50)."
     rows = w[:, p.ids.get_indexer(best.image_id)]
-    return _ratio(rows @ (best.iou.to_numpy()[:, None] >= IOU_GRID-1e-9), rows.sum(1)[:, None])
+    return ratio(rows @ (best.iou.to_numpy()[:, None] >= IOU_GRID-1e-9), rows.sum(1)[:, None])
 
 def agreement_numbers(
     p:Agreement, # from `prepare_agreement`
@@ -121,11 +118,11 @@ def agreement_numbers(
     "The numbers of the reader ceiling for B weightings of the images; NaN where not defined."
     w = np.ones((1, len(p.truth))) if weights is None else np.atleast_2d(np.asarray(weights, np.float64))
     of = lambda o: np.tensordot(w, o, 1)
-    sens, right, false = _ratio(of(p.found), of(p.truth)[..., None]), of(p.right), of(p.false)
-    precision = _ratio(right, right+false)
+    sens, right, false = ratio(of(p.found), of(p.truth)[..., None]), of(p.right), of(p.false)
+    precision = ratio(right, right+false)
     both = np.nan_to_num(precision) + sens
-    f1 = np.where(both == 0, 0, _ratio(2*sens*np.nan_to_num(precision), both))
-    out = {'sensitivity': sens, 'precision': precision, 'f1': f1, 'fp_image': _ratio(false, of(p.sure)[..., None])}
+    f1 = np.where(both == 0, 0, ratio(2*sens*np.nan_to_num(precision), both))
+    out = {'sensitivity': sens, 'precision': precision, 'f1': f1, 'fp_image': ratio(false, of(p.sure)[..., None])}
     for k, o in (('', p.located), ('_marked', p.marked)):
         t = localize_numbers(o, w)
         out |= {f't_iou{k}': np.concatenate([t['t_iou'], t['t_macro'][:, None]], 1), f'share{k}': _shares(p, o.best, w)}
@@ -215,15 +212,13 @@ def reader_ceiling(
 def _says(block):
     "What was compared, in plain sentences."
     def one(r, b):
-        found = ' and '.join(f"{_cell(b[k]['sensitivity'], b[k]['sensitivity_ci'])} at IoU {o:g}" for o in block['ious'] if (k := f'iou_{round(100*o)}'))
+        found = ' and '.join(f"{number_text(b[k]['sensitivity'], b[k]['sensitivity_ci'])} at IoU {o:g}" for o in block['ious'] if (k := f'iou_{round(100*o)}'))
         return (f"{r} read {b['n_images']} of them with {b['n_boxes']} boxes of {', '.join(c for c in b['answers'] if b['per_class'][c]['n_boxes'])}, and found {found} (where both marked the finding, {b['n_marked']} times: "
-                f"{_cell(b['share_marked'][24])} at 0.5)" + ('' if b['listed'] else "; only images with a box of this reader are known to be read, which flatters it") + '.')
+                f"{number_text(b['share_marked'][24])} at 0.5)" + ('' if b['listed'] else "; only images with a box of this reader are known to be read, which flatters it") + '.')
     few = ', '.join(f'{c} ({n})' for c, n in block['few_boxes'].items())
     return f"Reader ceiling, {block['n_evaluated']} images evaluated: " + ' '.join(one(r, b) for r, b in block['readers'].items()) + (f" Fewer than {FEW_BOXES} boxes, to be read as single cases: {few}." if few else '')
 
-def _cell(v, ci=None):
-    "A number with its interval, '-' where it is not defined."
-    return '-' if v is None else f"{v:.2f}" + (f" [{ci[0]:.2f}, {ci[1]:.2f}]" if ci else '')
+
 
 # %% ../nbs/03ja_ceiling.ipynb #e8adf978
 def ceiling_table(
@@ -234,10 +229,10 @@ def ceiling_table(
     for r, b in block['readers'].items():
         for c, v in [('all findings', b), *((c, v) for c, v in b['per_class'].items() if v['n_boxes'])]:
             ap = {30: (v.get('ap_30'), v.get('ap_30_ci')), 50: (v.get('ap_50'), v.get('ap_50_ci'))} if c != 'all findings' else {30: (b['map_30'], b.get('map_30_ci')), 50: (b['map_50'], b.get('map_50_ci'))}
-            rows[r, c] = {'images': str(v['n_images']), 'boxes': str(v['n_boxes']), **{f'found at {o:g}': _cell(v[k]['sensitivity'], v[k]['sensitivity_ci']) for o, k in zip((block['ious'][0], block['ious'][-1]), (lo, hi))},
-                          'pairs both marked': str(v['n_marked']), **{f'then at {IOU_GRID[g]:g}': _cell(*((b['share_marked'][g], b['share_marked_ci'][g]) if c == 'all findings' else (v['t_iou_marked'][t], v['t_iou_marked_ci'][t]))) for g, t in ((14, 2), (24, 4))}, 'median IoU': _cell(v['iou'], v['iou_ci']),
-                          'precision': _cell(v[lo]['precision'], v[lo]['precision_ci']), 'F1': _cell(v[lo]['f1'], v[lo]['f1_ci']), 'FP an image': _cell(v[lo]['fp_image'], v[lo]['fp_image_ci']),
-                          'AP@0.3': _cell(*ap[30]), 'AP@0.5': _cell(*ap[50]), 'note': 'few boxes' if v['warning'] else ''}
+            rows[r, c] = {'images': str(v['n_images']), 'boxes': str(v['n_boxes']), **{f'found at {o:g}': number_text(v[k]['sensitivity'], v[k]['sensitivity_ci']) for o, k in zip((block['ious'][0], block['ious'][-1]), (lo, hi))},
+                          'pairs both marked': str(v['n_marked']), **{f'then at {IOU_GRID[g]:g}': number_text(*((b['share_marked'][g], b['share_marked_ci'][g]) if c == 'all findings' else (v['t_iou_marked'][t], v['t_iou_marked_ci'][t]))) for g, t in ((14, 2), (24, 4))}, 'median IoU': number_text(v['iou'], v['iou_ci']),
+                          'precision': number_text(v[lo]['precision'], v[lo]['precision_ci']), 'F1': number_text(v[lo]['f1'], v[lo]['f1_ci']), 'FP an image': number_text(v[lo]['fp_image'], v[lo]['fp_image_ci']),
+                          'AP@0.3': number_text(*ap[30]), 'AP@0.5': number_text(*ap[50]), 'note': 'few boxes' if v['warning'] else ''}
     return pd.DataFrame(rows).T.rename_axis(['reader', 'finding']) if rows else pd.DataFrame(columns=['images', 'boxes'])
 
 # %% ../nbs/03ja_ceiling.ipynb #44b60e6e
@@ -262,15 +257,15 @@ def plot_agreement(
 # %% ../nbs/03ja_ceiling.ipynb #a23f3b1f
 def _point(b, iou): # '0.72 at 0.41'
     at = b.get(f'iou_{iou}') or {}
-    return '-' if at.get('sensitivity') is None else f"{at['sensitivity']:.2f} at {_cell(at['fp_image'])}"
+    return '-' if at.get('sensitivity') is None else f"{at['sensitivity']:.2f} at {number_text(at['fp_image'])}"
 
 _READ, _PAIRS = ('read again', lambda b: str(b['n_boxes'])), ('pairs read again', lambda b: str(b['n_pairs'])) # what the ceiling stands on
 
 CEILING_COLUMNS = { # table of the report -> {column behind which it goes: (new column, block of a finding or of all -> text)}
-    'average precision': {'boxes': _READ, **{f'blind floor @{x:g}': (f'reader ceiling @{x:g}', lambda b, k=f'ap_{round(100*x)}': _cell(b.get(k, b.get(f'm{k}')))) for x in (.5, .3)}},
+    'average precision': {'boxes': _READ, **{f'blind floor @{x:g}': (f'reader ceiling @{x:g}', lambda b, k=f'ap_{round(100*x)}': number_text(b.get(k, b.get(f'm{k}')))) for x in (.5, .3)}},
     'sensitivity by false alarms': {'boxes': _READ, 'floor FROC': ('reader: found at FP', lambda b: _point(b, 30))},
-    'best F1': {f'threshold @{x:g}': (f'reader F1 @{x:g}', lambda b, k=f'iou_{round(100*x)}': _cell((b.get(k) or {}).get('f1'))) for x in (.3, .5)},
-    'localization': {'boxed pairs': _PAIRS, **{f'floor T({x:g})': (f'ceiling T({x:g})', lambda b, j=T_IOUS.index(x): _cell(b['t_iou'][j])) for x in (.1, .3, .5, .7)}}}
+    'best F1': {f'threshold @{x:g}': (f'reader F1 @{x:g}', lambda b, k=f'iou_{round(100*x)}': number_text((b.get(k) or {}).get('f1'))) for x in (.3, .5)},
+    'localization': {'boxed pairs': _PAIRS, **{f'floor T({x:g})': (f'ceiling T({x:g})', lambda b, j=T_IOUS.index(x): number_text(b['t_iou'][j])) for x in (.1, .3, .5, .7)}}}
 
 def with_ceiling(
     table:pd.DataFrame, # a row for each finding, and perhaps 'all classes'

@@ -8,7 +8,7 @@ __all__ = ['shipped', 'find_recipe', 'schema', 'compose', 'sweep', 'check_recipe
            'eval_predictions', 'eval_main']
 
 # %% ../nbs/05b_cli.ipynb #3651e9a3
-import argparse, datetime, itertools, os, sys
+import argparse, datetime, itertools, sys
 from dataclasses import asdict, fields, make_dataclass, replace
 from pathlib import Path
 

@@ -25,11 +25,11 @@ from scipy.sparse import csr_array
 
 from .config import TrainConfig, notebook_config, parse_config
 from .data import State, Tables, data_hash, few, near, project_root, resolve_source
-from .metrics import RECALLS, Matched, blind_floor, evaluate_detections, floor_predictions, image_calls, image_truth, match_all
+from .metrics import RECALLS, Matched, blind_floor, evaluate_detections, floor_predictions, image_calls, image_truth, match_all, mean_defined, ratio
 from .nih import find_images
 from .predfiles import image_key, read_coco_truth, read_predictions, write_coco_predictions, write_coco_truth
 from .split import patient_hash
-from .stats import add_intervals, intervals, resample
+from .stats import add_intervals, evaluate_floor, intervals, resample
 
 # %% ../nbs/05c_compare.ipynb #e59d3a7b
 @dataclass(frozen=True)
@@ -230,8 +230,6 @@ def limits(
     flat = {k: np.reshape(v, (len(v), -1)) for k, v in drawn.items()}
     return {k: v.reshape(*np.shape(drawn[k])[1:], 2) for k, v in intervals(flat).items()}
 
-def _ratio(k, n): return np.divide(k, n, out=np.full(np.shape(k), np.nan), where=n > 0)
-
 def run_numbers(
     p:Prepared, # from `prepare_run`
     weights=None, # weight of each image (B, n_images); None: 1 each
@@ -242,8 +240,8 @@ def run_numbers(
     out = {f"ap_{100*iou:.0f}": np.stack([_ap(s, t, wt, n) for s, n in zip(p.steps, truth.T @ wt)], 1) for t, iou in enumerate(p.matched.ious)}
     for k, case, right in (("sensitivity", p.positive, p.called), ("specificity", p.negative, ~p.called)):
         hit, n = w @ (case & right), w @ case
-        out |= {k: _ratio(hit.sum(1), n.sum(1)), f"class_{k}": _ratio(hit, n)}
-    return out | {f"map_{i}": _ratio(np.nansum(out[f"ap_{i}"], 1), np.isfinite(out[f"ap_{i}"]).sum(1)) for i in (50, 30)}
+        out |= {k: ratio(hit.sum(1), n.sum(1)), f"class_{k}": ratio(hit, n)}
+    return out | {f"map_{i}": mean_defined(out[f"ap_{i}"], 1) for i in (50, 30)}
 
 # %% ../nbs/05c_compare.ipynb #7fac3827
 def side_by_side(
@@ -325,11 +323,19 @@ def _block(point, ci, classes, **more): # plain values: each number with '<key>_
 
 def _floor(run, tables, threshold):
     "The run's blind floor on these images: from its boxes, or from its evaluation where that was on the same images; else nothing."
-    if boxes := run.result.get("floor_boxes"):
-        got = run_numbers(prepare_run(floor_predictions(boxes, tables), tables, threshold))
-        return {k: _value(got[k][0]) for k in OVERALL}
-    known = (run.result.get("val") or {}).get("blind_floor") or {}
-    return {k: known.get(k) if len(run.tables) == len(tables) and run.tables.classes == tables.classes else None for k in OVERALL}
+    known = (run.result.get("val") or {}).get("blind_floor") or {} if _same_images(run, tables) else {}
+    if boxes := run.result.get("floor_boxes"): known = evaluate_floor(floor_predictions(boxes, tables), tables, threshold)
+    return {**{k: known.get(k) for k in OVERALL}, "per_class": {c: {k: v.get(k) for k in ("ap_50", "ap_30")} for c, v in known.get("per_class", {}).items()}}
+
+def _same_images(run, tables): return run.tables.classes == tables.classes and set(run.tables.images.image_id) == set(tables.images.image_id)
+
+def _ceiling(runs, tables):
+    "What second readers score on these images, from the evaluation of a run on just them; {} where nobody has read them."
+    b = next((b for r in runs if _same_images(r, tables) and (b := r.result.get("reader_ceiling") or {}).get("per_class")), None)
+    if b is None: return {}
+    read = {c: {k: v.get(k) for k in ("ap_50", "ap_30", "n_boxes")} for c, v in b["per_class"].items() if v["n_boxes"]}
+    mean = set(tables.boxes.label) <= set(read) # else it is one over other findings than the runs'
+    return dict(says=b["says"], per_class=read, few_boxes=list(b["few_boxes"]), **{k: b[k] if mean else None for k in ("map_50", "map_30")})
 
 def config_differences(
     runs, # list of Scored
@@ -366,7 +372,7 @@ def compare_runs(
     m = ready[0].matched
     boxes = {c: int(k) for c, k in zip(t.classes, (m.n_truth*(m.states != State.IGNORE)).sum(0))}
     return dict(runs=names, reference=names[0], n_images=len(t), n_patients=len(set(patients)), classes=list(t.classes), n_boxes=boxes, labels=t.info["labels"], data_hash=data_hash(t),
-                n_boot=n_boot, n_perm=n_perm, seed=seed, notes=aligned.notes, config_differences=config_differences(aligned.runs, names), leaderboard=boards, differences=diffs), ready
+                n_boot=n_boot, n_perm=n_perm, seed=seed, notes=aligned.notes, config_differences=config_differences(aligned.runs, names), leaderboard=boards, differences=diffs, reader_ceiling=_ceiling(aligned.runs, t)), ready
 
 # %% ../nbs/05c_compare.ipynb #2e5a12f6
 def _show(b, k, sign=""):
@@ -379,8 +385,11 @@ NAMES = {"map_50": "mAP@0.5", "map_30": "mAP@0.3", "ap_50": "AP@0.5", "ap_30": "
 def leaderboard(
     r:dict, # as in compare.json
 )->pd.DataFrame: # a line a run, best mAP@0.5 first; brackets: 95% intervals over patients
-    "The runs with their numbers, and the blind floor beside them."
-    rows = {n: {**{NAMES.get(k, k): _show(b, k) for k in OVERALL}, "blind floor @0.5": _show(b["blind_floor"], "map_50"), "blind floor @0.3": _show(b["blind_floor"], "map_30"),
+    "The runs with their numbers, and beside them the blind floor, and the reader ceiling where there are second readings."
+    top = r.get("reader_ceiling") or {}
+    text = lambda k: f"({_show(top, k)})" if top["few_boxes"] and top[k] is not None else _show(top, k)
+    ceiling = {f"reader ceiling @{a}": text(k) for a, k in (("0.5", "map_50"), ("0.3", "map_30"))} if top else {}
+    rows = {n: {**{NAMES.get(k, k): _show(b, k) for k in OVERALL}, "blind floor @0.5": _show(b["blind_floor"], "map_50"), "blind floor @0.3": _show(b["blind_floor"], "map_30"), **ceiling,
                 "called from": f"{b['score_threshold']:g}"} for n, b in r["leaderboard"].items()}
     order = sorted(rows, key=lambda n: -(r["leaderboard"][n]["map_50"] or 0))
     return pd.DataFrame(rows).T.loc[order].rename_axis("run")
@@ -399,24 +408,27 @@ def class_changes(
     r:dict, # as in compare.json
     key:str="ap_50", # ap_50, ap_30, sensitivity or specificity
 )->pd.DataFrame: # a line a run and class
-    "What has changed class by class, with p corrected over the classes."
-    ref = r["leaderboard"][r["reference"]]["per_class"]
+    "What has changed class by class, with p corrected over the classes; a reader ceiling from fewer than ten boxes in brackets."
+    ref, top, ap = r["leaderboard"][r["reference"]]["per_class"], r.get("reader_ceiling") or {}, key.startswith("ap")
     num = lambda v: "-" if v is None else f"{v:.3f}"
-    return pd.DataFrame([{"run": n, "class": c, "boxes": r["n_boxes"][c], f"{r['reference']}": num(ref[c][key]), "this run": num(r["leaderboard"][n]["per_class"][c][key]),
+    def ends(n, c): # what is reached without looking, and by another reader
+        floor, read = r["leaderboard"][n]["blind_floor"]["per_class"].get(c, {}).get(key), num(top["per_class"].get(c, {}).get(key)) if top else ""
+        return {"blind floor": num(floor), **({"reader ceiling": f"({read})" if c in top["few_boxes"] else read} if top else {})} if ap else {}
+    return pd.DataFrame([{"run": n, "class": c, "boxes": r["n_boxes"][c], **ends(n, c), f"{r['reference']}": num(ref[c][key]), "this run": num(r["leaderboard"][n]["per_class"][c][key]),
                           "difference": _show(d, key, "+"), "p": _p(d[f"{key}_p"]), "p (Holm)": _p(d[f"{key}_p_holm"])}
                          for n, b in r["differences"].items() for c, d in b["per_class"].items()]).set_index(["run", "class"])
 
 def say_comparison(
     r:dict, # as in compare.json
 )->str: # a sentence a run
-    "The result in words."
+    "The result in words, and who has read the images a second time."
     def one(n, b):
         d, ci, p = b["map_50"], b["map_50_ci"], b["map_50_p_holm"]
         if d is None: return f"`{n}`: mAP@0.5 is not defined on these images, so there is nothing to compare."
         clear = ci is not None and (ci[0] > 0 or ci[1] < 0) and (p is None or p < .05)
         what = f"{'higher' if d > 0 else 'lower'} than that of `{r['reference']}`" if clear else f"not told apart from that of `{r['reference']}` by these patients ({r['n_patients']})"
         return f"`{n}`: mAP@0.5 is {what} (difference {_show(b, 'map_50', '+')}, p {_p(p)})."
-    return "\n".join(one(n, b) for n, b in r["differences"].items())
+    return "\n".join([*(one(n, b) for n, b in r["differences"].items()), *([r["reader_ceiling"]["says"]] if r.get("reader_ceiling") else [])])
 
 # %% ../nbs/05c_compare.ipynb #fad75be9
 def plot_leaderboard(

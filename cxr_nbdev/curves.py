@@ -14,9 +14,10 @@ import pandas as pd
 from scipy.sparse import csr_array
 
 from .data import State, Tables
-from .localize import class_thresholds, mean_defined, put_number
-from .metrics import RECALLS, Matched, match_all
+from .localize import class_thresholds, put_number
+from .metrics import RECALLS, Matched, match_all, mean_defined, ratio
 from .plot import grid
+from .report import number_text
 from .stats import ap_interval, few_boxes_warning, intervals, resample
 
 # %% ../nbs/03p_curves.ipynb #de3fbb12
@@ -82,8 +83,6 @@ FP_POINTS = (1/8, 1/4, 1/2, 1, 2, 4, 8) # false positives an image at which sens
 FP_GRID = 2.**np.linspace(-4, 4, 33) # and those at which the curve is kept: 1/16 to 16
 _POINTS = slice(4, 29, 4) # the former among the latter
 
-def _ratio(k, n): return np.divide(k, n, out=np.full(np.broadcast(k, n).shape, np.nan), where=np.broadcast_to(n > 0, np.broadcast(k, n).shape))
-
 def _cumulated(s, w, n_sure):
     "Up to each step, for weights (n_images, B): hits, false alarms, false alarms an image, each (T, K, B), and detections on normal images (K, B)."
     K, B, n = len(s.score), w.shape[1], n_sure[list(s.classes)]
@@ -108,19 +107,19 @@ def _steps_within(q, most):
 def _sensitivity_at(tp, rate, n_truth):
     "Best sensitivity at no more than `FP_GRID` false positives an image, from hits and rate (K, B) and boxes (B,): (33, B)."
     at = _steps_within(rate, FP_GRID*(1+1e-9))-1                             # the last step that the budget allows
-    return np.where(np.isfinite(rate[0]), _ratio(np.take_along_axis(tp, at.clip(0), 0), n_truth), np.nan)
+    return np.where(np.isfinite(rate[0]), ratio(np.take_along_axis(tp, at.clip(0), 0), n_truth), np.nan)
 
 # %% ../nbs/03p_curves.ipynb #f17914cd
 def _precision_at(tp, fp, n_truth):
     "Best precision at each of the 101 `RECALLS` or beyond, from hits and false alarms (K, B) and boxes (B,): (101, B)."
-    precision = _ratio(tp, tp+fp)
+    precision = ratio(tp, tp+fp)
     envelope = np.fmax.accumulate(np.r_[precision, np.zeros((1, tp.shape[1]))][::-1])[::-1]
-    first = _steps_within(_ratio(tp, n_truth), np.nextafter(RECALLS, -1))     # the first step that reaches each recall; past the last: none does
+    first = _steps_within(ratio(tp, n_truth), np.nextafter(RECALLS, -1))     # the first step that reaches each recall; past the last: none does
     return np.where(n_truth > 0, np.take_along_axis(envelope, first, 0), np.nan)
 
 def _f1(tp, fp, n_truth):
     "F1 at each step (K, B); NaN without boxes."
-    return np.where(n_truth > 0, _ratio(2*tp, tp+fp+n_truth), np.nan)
+    return np.where(n_truth > 0, ratio(2*tp, tp+fp+n_truth), np.nan)
 
 # %% ../nbs/03p_curves.ipynb #4b60c023
 def curve_numbers(
@@ -139,7 +138,7 @@ def curve_numbers(
     for j, s in enumerate(p.steps):
         if not s.classes: continue
         tp, fp, rate, on_normal = _cumulated(s, w, sure)
-        total, on_normal = truth[list(s.classes)].sum(0), _ratio(on_normal, normal)
+        total, on_normal = truth[list(s.classes)].sum(0), ratio(on_normal, normal)
         for t in range(T):
             out['froc'][:, j, t], out['froc_normal'][:, j, t] = (_sensitivity_at(tp[t], o, total).T for o in (rate[t], on_normal))
             if j == C: continue
@@ -156,10 +155,10 @@ def _operating_point(p, w, truth, sure, normal):
     has = np.where(np.isfinite(p.cut), 1, np.nan)                             # a class without a threshold has no numbers there
     pool = [c for c in p.steps[-1].classes if np.isfinite(p.cut[c])]
     hits, false = ((w.T @ a.reshape(len(a), a.shape[1]*a.shape[2])).reshape(w.shape[1], *a.shape[1:]) for a in p.shown)
-    sens, fp = (_ratio(o, n.T[..., None])*has[:, None] for o, n in ((hits, truth), (false, sure)))
-    on_normal, undefined = _ratio(w.T @ p.shown_normal, normal[:, None])*has, 0 if pool else np.nan
+    sens, fp = (ratio(o, n.T[..., None])*has[:, None] for o, n in ((hits, truth), (false, sure)))
+    on_normal, undefined = ratio(w.T @ p.shown_normal, normal[:, None])*has, 0 if pool else np.nan
     add = lambda a, all_: np.concatenate([a, all_[:, None]], 1)
-    return {'sensitivity': add(sens, _ratio(hits[:, pool].sum(1), truth[pool].sum(0)[:, None])), 'fp_image': add(fp, fp[:, pool].sum(1)+undefined),
+    return {'sensitivity': add(sens, ratio(hits[:, pool].sum(1), truth[pool].sum(0)[:, None])), 'fp_image': add(fp, fp[:, pool].sum(1)+undefined),
             'fp_normal': add(on_normal, on_normal[:, pool].sum(1)+undefined)}
 
 # %% ../nbs/03p_curves.ipynb #6cc771d0
@@ -238,10 +237,6 @@ def _at_iou(now, ci, j, t):
     return b
 
 # %% ../nbs/03p_curves.ipynb #8829edbd
-def _cell(v, ci=None):
-    "A number with its interval, '-' where it is not defined."
-    return '-' if v is None else f"{v:.2f}" + (f" [{ci[0]:.2f}, {ci[1]:.2f}]" if ci else '')
-
 def _rows(block, floor): # (name, block of the class or of all, the floor's)
     return [(c, b, floor and floor['per_class'].get(c)) for c, b in block['per_class'].items()] + [('all classes', block, floor)]
 
@@ -256,11 +251,11 @@ def froc_table(
     if key not in block: raise ValueError(f"no curves at IoU {iou:g}; there are {block['ious']}: pass ious=(..., {iou:g}) to curve_block")
     for c, b, low in _rows(block, floor):
         o = b[key]
-        r = rows[c] = {'boxes': str(b['n_boxes'])} | {f'at {x:g} FP': _cell(o['sensitivity_at'][FP_POINTS.index(x)], o['sensitivity_at_ci'][FP_POINTS.index(x)]) for x in points}
-        r['FROC'] = _cell(o['froc_mean'], o['froc_mean_ci'])
-        if floor is not None: r['floor FROC'] = _cell(low and low[key]['froc_mean'])
-        r |= {'FROC, FP on normals': _cell(o['froc_normal_mean'], o['froc_normal_mean_ci']), 'sensitivity*': _cell(o['sensitivity'], o['sensitivity_ci']),
-              'FP an image*': _cell(o['fp_image'], o['fp_image_ci']), 'FP a normal image*': _cell(b['fp_normal'], b['fp_normal_ci'])}
+        r = rows[c] = {'boxes': str(b['n_boxes'])} | {f'at {x:g} FP': number_text(o['sensitivity_at'][FP_POINTS.index(x)], o['sensitivity_at_ci'][FP_POINTS.index(x)]) for x in points}
+        r['FROC'] = number_text(o['froc_mean'], o['froc_mean_ci'])
+        if floor is not None: r['floor FROC'] = number_text(low and low[key]['froc_mean'])
+        r |= {'FROC, FP on normals': number_text(o['froc_normal_mean'], o['froc_normal_mean_ci']), 'sensitivity*': number_text(o['sensitivity'], o['sensitivity_ci']),
+              'FP an image*': number_text(o['fp_image'], o['fp_image_ci']), 'FP a normal image*': number_text(b['fp_normal'], b['fp_normal_ci'])}
     return pd.DataFrame(rows).T.rename_axis('finding')
 
 def f1_table(
@@ -269,13 +264,13 @@ def f1_table(
     floor:dict|None=None, # the same of the blind floor
 )->pd.DataFrame: # a row for each class, cells as text
     "Best F1 by class with its interval, without the flattery, and its threshold; the blind floor's beside it."
-    rows, show = {c: {} for c in block['per_class']}, lambda v, k: _cell(v[k], v[f'{k}_ci'])
+    rows, show = {c: {} for c in block['per_class']}, lambda v, k: number_text(v[k], v[f'{k}_ci'])
     for c, b, low in _rows(block, floor)[:-1]:
         for o in ious or block['ious']:
             key = f'iou_{round(100*o)}'
             v = b[key]
             rows[c] |= {f'best F1 @{o:g}': show(v, 'best_f1'), f'corrected @{o:g}': show(v, 'best_f1_corrected')}
-            if floor is not None: rows[c][f'floor F1 @{o:g}'] = _cell(low and low[key]['best_f1'])
+            if floor is not None: rows[c][f'floor F1 @{o:g}'] = number_text(low and low[key]['best_f1'])
             rows[c][f'threshold @{o:g}'] = show(v, 'best_f1_threshold')
     return pd.DataFrame(rows).T.rename_axis('finding')
 

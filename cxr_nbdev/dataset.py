@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
-from .data import State, Tables, few
+from .data import State, Tables
 
 # %% ../nbs/00e_dataset.ipynb #5be2b16c
 def image_complaint(

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['TYPES', 'TYPE_COLORS', 'ERROR_COLUMNS', 'COSTS', 'Pairs', 'pair_up', 'Errors', 'type_errors', 'error_table',
-           'CountOfErrors', 'ap_steps', 'CostOfErrors', 'error_block', 'error_summary', 'plot_errors', 'plot_costs',
-           'worst_of', 'show_error', 'error_gallery']
+           'CountOfErrors', 'ap_steps', 'CostOfErrors', 'error_block', 'each_order', 'floor_errors', 'error_summary',
+           'plot_errors', 'plot_costs', 'worst_of', 'show_error', 'error_gallery']
 
 # %% ../nbs/03n_errors.ipynb #1fd3d6cf
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 from scipy.sparse import csr_matrix
 
 from .data import State, Tables, few, near
-from .metrics import RECALLS, by_draw, check_preds, pair_iou, precision_envelope, recall_steps, whole_weights
+from .metrics import RECALLS, by_draw, check_preds, mean_defined, pair_iou, precision_envelope, recall_steps, whole_weights
 from .plot import grid, show_boxes, show_image
 from .stats import ap_interval, intervals, resample
 
@@ -167,14 +167,14 @@ class Errors:
 
 # %% ../nbs/03n_errors.ipynb #254b62b1
 def type_errors(
-    preds:dict, # image id -> dict of boxes, scores, labels; every image of `tables`
-    tables:Tables, # truth
+    preds, # image id -> dict of boxes, scores, labels; every image of `tables`; or `Pairs`, where `pair_up` has been done
+    tables:Tables|None=None, # truth; not needed with `Pairs`
     ious=(.5, .3), # foreground thresholds
     background:float=.1, # overlap below which there is none
     max_detections:int=100, # best detections kept for an image and class
 )->Errors:
     "Give every detection its type and every truth box its fate."
-    p = pair_up(preds, tables, ious, max_detections)
+    p = preds if isinstance(preds, Pairs) else pair_up(preds, tables, ious, max_detections)
     if not 0 < background < p.ious.min():
         raise ValueError(f"background={background}: it has to lie above 0 and below the foreground thresholds {p.ious.tolist()}")
     typed = [_type_at(p, o, p.taken[:, j], background) for j, o in enumerate(p.ious)]
@@ -284,11 +284,6 @@ def _class_costs(image, role, false, truth, w):
     aps += [ap_steps(found, wrong, n-missed), ap_steps(found, 0*found, n, steps), ap_steps(found, wrong, found[:, -1:].sum(1))]
     return np.stack(aps)
 
-def _over_classes(v):
-    "Mean over the last axis of what is defined; NaN where nothing is."
-    n = np.isfinite(v).sum(-1)
-    return np.divide(np.nansum(v, -1), n, out=np.full(n.shape, np.nan), where=n > 0)
-
 # %% ../nbs/03n_errors.ipynb #00b711ae
 class CostOfErrors:
     "What repairing each type would add to AP, as a function of image weights; made once from `type_errors`."
@@ -302,7 +297,7 @@ class CostOfErrors:
         for o, steps in self.steps.items():
             aps = np.moveaxis(np.stack([_class_costs(*s, w) for s in steps]), 2, 0)          # (b, C, 9)
             cost = np.moveaxis(aps[..., 1:]-aps[..., :1], 1, 2)
-            out |= {f'ap_{o}': aps[..., 0], f'map_{o}': _over_classes(aps[..., 0]), f'cost_{o}': cost, f'cost_all_{o}': _over_classes(cost)}
+            out |= {f'ap_{o}': aps[..., 0], f'map_{o}': mean_defined(aps[..., 0], -1), f'cost_{o}': cost, f'cost_all_{o}': mean_defined(cost, -1)}
         return out
 
 # %% ../nbs/03n_errors.ipynb #bc478456
@@ -347,7 +342,8 @@ def error_block(
     n_boot_cost:int|None=None, # resamples for the costs; None: as many up to 5,000 boxes, fewer beyond
     seed:int=0, # the same seed draws the same patients
     conf:float=0.95, # confidence level
-)->dict: # JSON: settings, 'map_50', 'types' {type: {n_50, per_image_50, cost_50, ..., each with _ci}}, 'per_class' {class: {'ap_50', 'types'}}; None where undefined
+    floor:Pairs|None=None, # of the blind floor's predictions
+)->dict: # JSON: settings, 'map_50', 'types' {type: {n_50, per_image_50, cost_50, ..., each with _ci}}, 'per_class' {class: {'ap_50', 'types'}}, 'floor' from `floor_errors`; None where undefined
     "The numbers of all errors, for the report."
     p, patients = e.pairs, e.pairs.tables.images.patient_id.to_numpy()
     if n_boot_cost is None: n_boot_cost = min(n_boot, max(200, int(n_boot*5_000/max(1, len(p.t_image)))))
@@ -363,27 +359,55 @@ def error_block(
         row = {'n_boxes': int((p.t_label == c).sum())}
         for o in map(_suffix, p.ious): _with_ci(row, f'ap_{o}', cost[f'ap_{o}'][0, c], ci[f'ap_{o}'][c])
         block['per_class'][name] = row | {'types': _type_rows(e, n, ci, cost, c)}
-    return block
+    return block if floor is None else block | {'floor': floor_errors(floor, e.background)}
+
+# %% ../nbs/03n_errors.ipynb #4764a2f0
+def each_order(
+    p:Pairs, # of the blind floor's predictions, all of them tied within their class
+    n:int|None=None, # how many orders; None: 10, and fewer from 3,000 images on
+): # yields `Pairs`
+    "The same detections, those of equal score in another order each time, the same orders on every call."
+    rng = np.random.default_rng(0)
+    for _ in range(n or min(10, max(5, 30_000//max(1, len(p.states))))):
+        at = np.lexsort((rng.random(len(p.score)), -p.score))
+        d, t, iou = p.overlaps
+        d = np.argsort(at)[d]
+        by = np.argsort(d, kind='stable')
+        yield replace(p, **{k: getattr(p, k)[at] for k in ('image', 'label', 'score', 'box', 'taken')}, overlaps=(d[by], t[by], iou[by]))
+
+def floor_errors(
+    p:Pairs, # of the blind floor's predictions
+    background:float=.1, # overlap below which there is none
+)->dict: # 'types' {type: {per_image_50, cost_50, ...}}, 'per_class' {class: {'types'}}; None where undefined
+    "Errors an image and costs of the blind floor, all of its boxes called."
+    runs = [{**CountOfErrors(e, 0)(), **CostOfErrors(e)()} for e in (type_errors(o, background=background) for o in each_order(p))]
+    now = {k: np.mean([r[k][0] for r in runs], 0) for k in runs[0]}
+    def rows(pick): # of (types,) or (types, C): the numbers to show
+        return {'types': {name: {f'{k}_{o}': _json(pick(k, o)[t]) for o in map(_suffix, p.ious) for k in ('per_image', 'cost') if t < len(pick(k, o))} for t, name in enumerate(COSTS)}}
+    return rows(lambda k, o: now[f'{k}_all_{o}']) | {'per_class': {c: rows(lambda k, o, j=j: now[f'{k}_{o}'][:, j]) for j, c in enumerate(p.tables.classes)}}
 
 # %% ../nbs/03n_errors.ipynb #c207fe6e
 def error_summary(
     block:dict, # from `error_block`
     finding:str|None=None, # one class; None: all
-)->pd.DataFrame: # a row a type, columns 'errors', 'an image' and 'costs' at each IoU, as text with intervals; '-' where undefined
+)->pd.DataFrame: # a row a type, columns 'errors', 'an image' and 'costs' at each IoU, as text with intervals, the floor's behind; '-' where undefined
     "The summary of errors to read."
     if finding is not None and finding not in block['per_class']: raise ValueError(f"no class `{finding}`{near(finding, block['per_class']) or '.'} Known: {few(block['per_class'], 20)}.")
-    rows = block['types'] if finding is None else block['per_class'][finding]['types']
+    part = lambda b: b['types'] if finding is None else b['per_class'][finding]['types']
+    rows, floor = part(block), part(block['floor']) if 'floor' in block else None
     def cell(row, key, digits):
         if row.get(key) is None: return '-'
-        ci = row[f'{key}_ci']
+        ci = row.get(f'{key}_ci')
         return f"{row[key]:.{digits}f}" + (f" [{ci[0]:.{digits}f}, {ci[1]:.{digits}f}]" if ci else "")
     out = {}
     for name, row in rows.items():
         out[name] = {}
         for o in block['ious']:
             s, at = _suffix(o), f"@{o:g}"
-            out[name] |= {f'errors {at}': f"{row[f'n_{s}']:,}" if f'n_{s}' in row else '', f'an image {at}': cell(row, f'per_image_{s}', 2) if f'n_{s}' in row else '',
-                          f'costs AP{at}': cell(row, f'cost_{s}', 3)}
+            out[name] |= {f'errors {at}': f"{row[f'n_{s}']:,}" if f'n_{s}' in row else ''}
+            for title, key, digits in ((f'an image {at}', f'per_image_{s}', 2), (f'costs AP{at}', f'cost_{s}', 3)):
+                out[name][title] = cell(row, key, digits) if key in row else ''
+                if floor: out[name][f'floor {title}'] = cell(floor[name], key, digits) if key in row else ''
     return pd.DataFrame(out).T.rename_axis('type')
 
 # %% ../nbs/03n_errors.ipynb #0675fe59

@@ -20,7 +20,7 @@ from .calibrate import calibration_block, calibration_table, plot_reliability, s
 from .ceiling import CEILING_COLUMNS, ceiling_table, plot_agreement, reader_ceiling, with_ceiling
 from .curves import curve_block, f1_table, froc_table, plot_froc, plot_precision_recall
 from .data import Tables
-from .errors import error_block, error_gallery, error_summary, error_table, plot_costs, plot_errors, type_errors
+from .errors import error_block, error_gallery, error_summary, error_table, pair_up, plot_costs, plot_errors, type_errors
 from .files import atomic_write
 from .imagelevel import image_level, image_level_block, image_level_table, plot_image_level
 from .localize import localize_block, localize_table, plot_localisation, plot_offsets, prepare_localize
@@ -28,7 +28,7 @@ from .metrics import Checked, blind_floor, evaluate_detections, floor_prediction
 from .operate import apply_points, cross_apply, operating, operating_block, operating_table, plot_operating
 from .predfiles import write_coco_predictions, write_coco_truth
 from .readings import Readings
-from .report import best_cases, metrics_table, plot_confusion, show_cases, worst_cases
+from .report import best_cases, metrics_table, number_text, plot_confusion, show_cases, worst_cases
 from .split import split_patients
 from .stats import add_intervals, detection_block, detection_table, evaluate_floor, few_boxes_warning, resampled_ap
 from .subgroups import Subgroups, plot_subgroups, subgroup_block, subgroup_table
@@ -50,8 +50,6 @@ class Report:
         return self.drawn[name]
 
 # %% ../nbs/03r_fullreport.ipynb #a4f253e2
-def _cell(v, ci=None): return "-" if v is None else f"{v:.2f}" + (f" [{ci[0]:.2f}, {ci[1]:.2f}]" if ci and ci[0] is not None else "")
-
 def clinician_table(val:dict, # with intervals, as in eval.json
                     curves:dict, # from `curve_block`
                     counts:pd.DataFrame # from `image_counts`
@@ -63,8 +61,8 @@ def clinician_table(val:dict, # with intervals, as in eval.json
     called["all findings"] = (called*has).sum()/has.sum() if has.sum() else float("nan") # each finding guessed as often as it is called
     def false(c):
         b = curves["per_class"].get(c, curves)["iou_30"]
-        return _cell(b["fp_image"], b["fp_image_ci"])
-    return pd.DataFrame({c: {"sensitivity": _cell(v["sensitivity"], v.get("sensitivity_ci")), "by guessing": _cell(called[c] if called[c] == called[c] else None), "specificity": _cell(v["specificity"], v.get("specificity_ci")),
+        return number_text(b["fp_image"], b["fp_image_ci"])
+    return pd.DataFrame({c: {"sensitivity": number_text(v["sensitivity"], v.get("sensitivity_ci")), "by guessing": number_text(called[c] if called[c] == called[c] else None), "specificity": number_text(v["specificity"], v.get("specificity_ci")),
                              "false alarms an image": false(c)} for c, v in rows.items()}).T.rename_axis("finding")
 
 # %% ../nbs/03r_fullreport.ipynb #0dc93135
@@ -131,7 +129,8 @@ def add_images(r:Report, a:Asked):
     r.figures["images"] = partial(plot_image_level, r.blocks["image_level"])
     o = operating(a.preds, a.tables, matched=a.matched)
     chosen = {k: apply_points(o, p) for k, p in a.points.items()} if a.points else {k: cross_apply(o, k, a.folds, a.seed) for k in RULES if a.can_cross}
-    r.blocks["operating_points"] = {k: operating_block(p, a.n_boot, a.seed) for k, p in chosen.items()}
+    floor = operating(a.floor, a.tables, matched=a.floor_matched)
+    r.blocks["operating_points"] = {k: operating_block(p, a.n_boot, a.seed, floor=floor) for k, p in chosen.items()}
     r.blocks["warnings"] += sorted({f"Operating points and calibration: {w}" for b in r.blocks["operating_points"].values() if (w := b["warning"])}) # both are of the same patients
     r.tables |= {f"operating point: {k}": operating_table(b) for k, b in r.blocks["operating_points"].items()}
     r.figures["operating points"] = lambda: plot_operating(next(iter(chosen.values()))) if chosen else None
@@ -147,13 +146,13 @@ def add_calibration(r:Report, a:Asked):
 # %% ../nbs/03r_fullreport.ipynb #ae5b4a7e
 def add_errors(r:Report, a:Asked):
     "What kinds of errors there are and what each costs, and the same numbers for parts of the images."
-    e = type_errors(a.preds, a.tables)
-    r.blocks["errors"] = b = error_block(e, a.threshold, a.n_boot, seed=a.seed)
+    e, floor = type_errors(a.preds, a.tables), pair_up(a.floor, a.tables)
+    r.blocks["errors"] = b = error_block(e, a.threshold, a.n_boot, seed=a.seed, floor=floor)
     errors = error_table(e, a.threshold)
     r.tables |= {"errors by type": error_summary(b), "errors": errors}
     r.figures |= {"errors": partial(plot_errors, b), "cost of errors": partial(plot_costs, b),
                   "worst of each type": lambda: error_gallery(errors, a.preds, a.tables, score_threshold=a.threshold) if len(errors) and a.has_images else None}
-    r.blocks["subgroups"] = g = subgroup_block(Subgroups(e.pairs, score_threshold=a.threshold), a.n_boot, seed=a.seed)
+    r.blocks["subgroups"] = g = subgroup_block(Subgroups(e.pairs, score_threshold=a.threshold), a.n_boot, seed=a.seed, floor=floor)
     r.tables["subgroups"], r.figures["subgroups"] = subgroup_table(g, text=True), partial(plot_subgroups, g)
 
 def add_cases(r:Report, a:Asked):
@@ -233,11 +232,11 @@ SECTIONS = ( # title, what it says, tables, figures
     ("Average precision, and the floor under it", "Mean precision over recall, at a box overlap (IoU) of 0.5 and 0.3. The blind floor is one fixed box a class, drawn without looking at the image: what is not above it has not been learnt. Findings that are labelled but not boxed are left out. Read again: boxes on images that a second reader has read. A second reader gives no scores, so the reader ceiling's AP comes from a single operating point and is low for that reason alone; it can be below the detector's, which does not mean that the detector is better: compare T(IoU), further down.", ["average precision", "AP and recall at every IoU"], ["precision and recall"]),
     ("Sensitivity for a budget of false alarms", "FROC: how many of the boxes are found when so many false alarms an image are accepted; its mean is over 1/8, 1/4, 1/2, 1, 2, 4 and 8. All classes is no mean of the rows: one threshold for all findings, and one budget that their false alarms share, so it lies below most of them. Columns with * are at the score threshold.", ["sensitivity by false alarms"], ["froc"]),
     ("How well the boxes fit", "T(IoU): the share of boxed findings whose best-scored detection overlaps the box by more than that IoU. Where two readers both mark a finding, their boxes reach IoU 0.5 in about half of the cases, and in fewer when what one of them did not mark is counted, so 1.0 is not to be expected.", ["localization"], ["localization", "offsets"]),
-    ("Is the finding on the image at all?", "Image level: AUROC is the chance that an image with the finding scores higher than one without (0.5 by guessing). PPV: the share of calls that are right; NPV: of non-calls. LR+ and LR-: how many times likelier a call, or none, is with the finding than without. AUPRC: the area under precision over recall; by guessing it is the prevalence. A finding that is labelled but not boxed counts as present here and is left out of the first table, so the sensitivities differ.", ["images"], ["images"]),
-    ("Operating points", "Thresholds chosen by a rule on other patients than those that they are reported on, or frozen in the checkpoint at the end of its training; a warning at the top says where the two share patients.", None, ["operating points"]),
+    ("Is the finding on the image at all?", "Image level: AUROC is the chance that an image with the finding scores higher than one without (0.5 by guessing). PPV: the share of calls that are right; NPV: of non-calls. LR+ and LR-: how many times likelier a call, or none, is with the finding than without. AUPRC: the area under precision over recall; by guessing it and PPV are the prevalence. By guessing: the sensitivity of calling as many images without looking. A finding that is labelled but not boxed counts as present here and is left out of the first table, so the sensitivities differ.", ["images"], ["images"]),
+    ("Operating points", "Thresholds chosen by a rule on other patients than those that they are reported on, or frozen in the checkpoint at the end of its training; a warning at the top says where the two share patients. By guessing: the sensitivity of calling as many images without looking. By the floor: boxes found by one fixed box a class on as many images.", None, ["operating points"]),
     ("Calibration", "Does a score of 0.3 mean three in ten? Before and after a correction that was fitted on other patients, or frozen in the checkpoint. ECE: the mean gap between score and share right; by chance alone: the gap that a perfect score would show with so few cases. Brier: the mean squared error; of the share: that of somebody who always says the overall share. Resampling makes the gap larger, so an interval can lie above its number.", None, ["calibration of detections", "calibration of images"]),
-    ("Errors", "Every false alarm and miss has one type; its cost is what AP would gain if just that type were repaired. The numbers of errors are those from the score threshold upwards; costs are over all scores, as AP is. So a type without an error here can have a cost, and boxes missed at this threshold cost little if fainter detections find them.", ["errors by type"], ["errors", "cost of errors", "worst of each type"]),
-    ("Parts of the images", "The same numbers by view, sex, age, size and place. Many looks find something by chance; small groups carry a warning. A finding that is labelled but not boxed counts as present for sensitivity.", ["subgroups"], ["subgroups"]),
+    ("Errors", "Every false alarm and miss has one type; its cost is what AP would gain if just that type were repaired. The numbers of errors are those from the score threshold upwards; costs are over all scores, as AP is. So a type without an error here can have a cost, and boxes missed at this threshold cost little if fainter detections find them. The floor is the blind one, which calls every finding on every image.", ["errors by type"], ["errors", "cost of errors", "worst of each type"]),
+    ("Parts of the images", "The same numbers by view, sex, age, size and place, over what the blind floor and guessing reach in the same group (the crosses). Many looks find something by chance; small groups carry a warning. A finding that is labelled but not boxed counts as present for sensitivity.", ["subgroups"], ["subgroups"]),
     ("Reader ceiling", "How well another reader does against the boxes that the detector is measured with: the second reader's boxes, scored as if they were a detector's, on those of these images that both read. It says how far apart two people are, and is no strict limit: a detector learns the first reader's habits and can agree with that reader more than another person does. In the tables above what stands on fewer than ten boxes that were read again, or is a mean over such findings, is in brackets.", None, ["reader ceiling"]),
     ("Best and worst", "Solid: the reader's boxes. Dashed: the detector's.", [], ["best", "worst"]),
 )

@@ -327,6 +327,7 @@ def image_level_block(
         out = {'threshold': plain(t[0]) if len(t) == 1 else plain(t), 'n_pos': int(p.pos[:, j].sum()), 'n_neg': int(p.neg[:, j].sum()),
                'n_left_out': int((~known).sum()), 'tp': tp, 'fn': fn, 'tn': tn, 'fp': fp}
         for k in ('auroc', 'auprc', 'prevalence', *RATES): out |= {k: plain(v[k][0, j]), f'{k}_ci': plain_ci(ci[k][j])}
+        out['sensitivity_guess'] = plain((tp+fp)/(tp+fn+tn+fp)) if tp is not None and known.any() else None
         if tp is not None:
             for k, a, b in (('sensitivity', tp, fn), ('specificity', tn, fp), ('ppv', tp, fp), ('npv', tn, fn)): out[f'{k}_ci_wilson'] = plain(wilson(a, a+b, conf))
         return out | {'auroc_ci_delong': delong_interval(p.score[known, j], p.pos[known, j], conf)} | ({'curve': roc_curve_of(p, p.names[j])} if curves else {})
@@ -351,7 +352,7 @@ def image_level_table(
     "The image level of a report as a table."
     rows = block['per_class'] | {'any finding': block['any_finding']}
     return pd.DataFrame({c: {'images with': f"{b['n_pos']}", 'without': f"{b['n_neg']}",
-        'sensitivity': say(b['sensitivity'], b['sensitivity_ci']), 'specificity': say(b['specificity'], b['specificity_ci']),
+        'sensitivity': say(b['sensitivity'], b['sensitivity_ci']), 'by guessing': say(b['sensitivity_guess']), 'specificity': say(b['specificity'], b['specificity_ci']),
         'PPV': say(b['ppv'], b['ppv_ci']), 'NPV': say(b['npv'], b['npv_ci']), 'LR+': say(b['lr_pos'], b['lr_pos_ci'], 1), 'LR-': say(b['lr_neg'], b['lr_neg_ci']),
         'AUROC': say(b['auroc'], b['auroc_ci']), 'AUPRC': say(b['auprc'], b['auprc_ci']), 'prevalence': say(b['prevalence'])}
         for c, b in rows.items()}).T.rename_axis('finding')

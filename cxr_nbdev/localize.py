@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['T_IOUS', 'WANG_2017', 'best_detections', 'class_thresholds', 'matched_pairs', 'weighted_median', 'Located',
-           'prepare_localize', 'mean_defined', 'localize_numbers', 'put_number', 'localize_block', 'localize_table',
+           'prepare_localize', 'localize_numbers', 'put_number', 'localize_block', 'localize_table',
            'plot_localisation', 'plot_offsets']
 
 # %% ../nbs/03j_localize.ipynb #6b0b3272
@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 
 from .data import Tables, few
-from .metrics import check_preds, pair_iou
+from .metrics import check_preds, mean_defined, pair_iou, ratio
 from .plot import class_colors, grid
+from .report import number_text
 from .stats import intervals, resample
 
 # %% ../nbs/03j_localize.ipynb #e1ca364d
@@ -138,15 +139,6 @@ def prepare_localize(
                    class_thresholds(score_threshold, tables.classes), row.get_indexer(found.image_id), best, found)
 
 # %% ../nbs/03j_localize.ipynb #370d0502
-def _ratio(k, n): return np.divide(k, n, out=np.full(k.shape, np.nan), where=n > 0)
-
-def mean_defined(
-    a:np.ndarray, # any shape
-    axis:int, # axis to average over
-)->np.ndarray: # without that axis; NaN where nothing is defined
-    "Mean of what is not NaN."
-    return _ratio(np.nansum(a, axis), np.isfinite(a).sum(axis))
-
 def localize_numbers(
     p:Located, # from `prepare_localize`
     weights:np.ndarray|None=None, # weight of each image (B, n_images); None: 1 each
@@ -154,12 +146,12 @@ def localize_numbers(
     "Localisation accuracy, and medians over the matches; NaN where not defined."
     w = np.ones((1, len(p.pairs))) if weights is None else np.atleast_2d(np.asarray(weights, np.float64))
     B, C, flat = len(w), len(p.classes), lambda a: a.reshape(len(a), int(np.prod(a.shape[1:])))
-    t = _ratio((w @ flat(p.right)).reshape(B, C, -1), np.repeat((w @ p.pairs)[..., None], len(p.ious), 2))
+    t = ratio((w @ flat(p.right)).reshape(B, C, -1), np.repeat((w @ p.pairs)[..., None], len(p.ious), 2))
     each = [p.found.label.to_numpy() == c for c in p.classes] + [np.ones(len(p.found), bool)]
     boxes = w @ (p.boxes*np.isfinite(p.cut))                                # without a threshold nothing can be found or missed
     out = {'t_iou': t, 't_macro': mean_defined(t, 1), 'found': np.full((B, C+1), np.nan)}
     wf = w[:, p.image].astype(np.float32)                                   # whole numbers stay exact
-    for j, mine in enumerate(each): out['found'][:, j] = _ratio(wf[:, mine].sum(1, dtype=np.float64), boxes[:, j] if j < C else boxes.sum(1))
+    for j, mine in enumerate(each): out['found'][:, j] = ratio(wf[:, mine].sum(1, dtype=np.float64), boxes[:, j] if j < C else boxes.sum(1))
     for k in ('iou', 'centre_px', 'centre_share'):
         v = p.found[k].to_numpy()
         out[k] = np.stack([weighted_median(v[mine], wf[:, mine]) for mine in each], 1)
@@ -208,10 +200,6 @@ def localize_block(
                                 for j, c in enumerate(p.classes)}}
 
 # %% ../nbs/03j_localize.ipynb #5bda2a3f
-def _cell(v, ci=None, fmt='.2f'):
-    "A number with its interval, '-' where it is not defined."
-    return '-' if v is None else f"{v:{fmt}}" + (f" [{ci[0]:{fmt}}, {ci[1]:{fmt}}]" if ci else '')
-
 def localize_table(
     block:dict, # from `localize_block`
     floor:dict|None=None, # the same of the blind floor
@@ -224,10 +212,10 @@ def localize_table(
         r = rows[c] = {'boxed pairs': str(b['n_pairs']), 'no detection': str(b['n_silent'])}
         for t in ious:
             j = int(np.argmin(np.abs(np.array(block['ious'])-t)))
-            r[f'T({t:g})'] = _cell(b['t_iou'][j], b['t_iou_ci'][j])
-            if low is not None: r[f'floor T({t:g})'] = _cell(low['t_iou'][j])
-        r |= {'boxes found': _cell(b['found'], b['found_ci']), 'median IoU': _cell(b['iou'], b['iou_ci']),
-              'centre error (px)': _cell(b['centre_px'], b['centre_px_ci'], '.0f'), 'of the diagonal': _cell(b['centre_share'], b['centre_share_ci'])}
+            r[f'T({t:g})'] = number_text(b['t_iou'][j], b['t_iou_ci'][j])
+            if low is not None: r[f'floor T({t:g})'] = number_text(low['t_iou'][j])
+        r |= {'boxes found': number_text(b['found'], b['found_ci']), 'median IoU': number_text(b['iou'], b['iou_ci']),
+              'centre error (px)': number_text(b['centre_px'], b['centre_px_ci'], '.0f'), 'of the diagonal': number_text(b['centre_share'], b['centre_share_ci'])}
     return pd.DataFrame(rows).T.rename_axis('finding')
 
 # %% ../nbs/03j_localize.ipynb #6c698a4c

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['RECALLS', 'COCO_IOUS', 'IOUS', 'pair_iou', 'match', 'precision_recall', 'average_precision', 'check_preds', 'Checked',
            'Matched', 'match_all', 'simulate_case', 'ClassSteps', 'class_steps', 'count_table', 'recall_steps',
-           'precision_envelope', 'whole_weights', 'by_draw', 'weighted_ap', 'average_recall', 'ap_numbers',
-           'image_truth', 'image_scores', 'image_calls', 'image_counts', 'evaluate_detections', 'blind_floor',
-           'floor_predictions', 'confusion_matrix']
+           'precision_envelope', 'ratio', 'mean_defined', 'whole_weights', 'by_draw', 'weighted_ap', 'average_recall',
+           'ap_numbers', 'image_truth', 'image_scores', 'image_calls', 'image_counts', 'evaluate_detections',
+           'blind_floor', 'floor_predictions', 'confusion_matrix']
 
 # %% ../nbs/03d_metrics.ipynb #8793ad94
 from dataclasses import dataclass
@@ -298,6 +298,19 @@ def _curves(m, w, thresholds):
             steps = recall_steps(tp, n_truth[c])
             yield 0, c, j, (envelope := precision_envelope(tp, seen)), steps
             yield 1, c, j, precision_envelope(tp, every.take(at, 1, mode='clip')) if s.left_out.nnz else envelope, steps
+
+# %% ../nbs/03d_metrics.ipynb #a0ra7101
+def ratio(k, n): # arrays that broadcast; NaN where n is 0
+    "k of n."
+    k, n = np.broadcast_arrays(k, n)
+    return np.divide(k, n, out=np.full(k.shape, np.nan), where=n > 0)
+
+def mean_defined(
+    a:np.ndarray, # any shape
+    axis:int, # axis to average over
+)->np.ndarray: # without that axis; NaN where nothing is defined
+    "Mean of what is not NaN."
+    return ratio(np.nansum(a, axis), np.isfinite(a).sum(axis))
 
 # %% ../nbs/03d_metrics.ipynb #3115226d
 def whole_weights(

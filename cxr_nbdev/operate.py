@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RULES', 'parse_rule', 'choose_threshold', 'Operating', 'operating', 'operating_numbers', 'choose_points',
-           'point_thresholds', 'apply_points', 'patient_folds', 'check_folds', 'cross_apply', 'operating_block',
-           'operating_table', 'plot_operating']
+           'point_thresholds', 'apply_points', 'patient_folds', 'check_folds', 'cross_apply', 'blind_numbers',
+           'operating_block', 'operating_table', 'plot_operating']
 
 # %% ../nbs/03l_operate.ipynb #f52096cd
 import re
@@ -18,7 +18,7 @@ import pandas as pd
 
 from .data import State, Tables, few, near
 from .imagelevel import RATES, ImageLevel, image_counts_of, image_level, plain, plain_ci, rate_intervals, rates, say
-from .metrics import Matched, match_all
+from .metrics import Matched, match_all, ratio
 from .plot import PALETTE, grid
 from .split import patient_hash, stratify
 from .stats import resample, wilson
@@ -193,11 +193,10 @@ def operating_numbers(
     w = np.ones((1, len(o.seen))) if weights is None else np.atleast_2d(weights)
     (f_own, h_own, f_any, h_any), has = o.box_counts
     add = lambda a: (w @ a.astype(w.dtype)).astype(float)
-    def share(k, n): return np.divide(k, n, out=np.full(np.shape(n), np.nan), where=n > 0)
     some = lambda v: np.where(np.isfinite(v).any(1), np.nansum(v, 1), np.nan)
-    fp = share(add(f_own), add(o.seen & has[:, :-1]))
-    fp_any = some(share(add(f_any), add(o.seen & has[:, -1:])))
-    found = share(np.c_[add(h_own), add(h_any.sum(1))], np.c_[add(o.n_truth*has[:, :-1]), add(o.n_truth.sum(1)*has[:, -1])])
+    fp = ratio(add(f_own), add(o.seen & has[:, :-1]))
+    fp_any = some(ratio(add(f_any), add(o.seen & has[:, -1:])))
+    found = ratio(np.c_[add(h_own), add(h_any.sum(1))], np.c_[add(o.n_truth*has[:, :-1]), add(o.n_truth.sum(1)*has[:, -1])])
     return {**rates(*image_counts_of(o.image, w)), 'fp_per_image': np.c_[fp, fp_any], 'box_sensitivity': found, 'fp_per_image_shown': some(fp)}
 
 # %% ../nbs/03l_operate.ipynb #56032b7c
@@ -280,18 +279,32 @@ def cross_apply(
         why = [a or b for a, b in zip(why, reasons)]
     return replace(o, image=replace(o.image, threshold=t), rule=rule, chosen_on='other folds', n_same=0, reasons=tuple(why))
 
+# %% ../nbs/03l_operate.ipynb #4974a0de
+def blind_numbers(
+    counts:np.ndarray, # tp, fn, tn, fp of the images (4, C+1); NaN without a threshold
+    floor:Operating|None=None, # the blind floor's predictions, from `operating`
+)->tuple: # sensitivity by guessing (C+1,), boxes found by the floor (C+1,); NaN where not defined, of the boxes also for any finding
+    "What calling as many images without looking would have."
+    n = counts.sum(0)
+    share = ratio(counts[0]+counts[3], n)
+    if floor is None: return share, np.full(n.shape, np.nan)
+    every = replace(floor, image=replace(floor.image, threshold=np.zeros(len(n))))
+    return share, np.r_[share[:-1]*operating_numbers(every)['box_sensitivity'][0, :-1], np.nan]
+
 # %% ../nbs/03l_operate.ipynb #7d9d505c
 def operating_block(
     o:Operating, # with thresholds, from `apply_points` or `cross_apply`
     n_boot:int=2000, # resamples of the patients
     seed:int=0, # the same seed draws the same patients
     conf:float=0.95, # confidence level
+    floor:Operating|None=None, # the blind floor's predictions, from `operating`
 )->dict: # rule, chosen_on, warning, per_class {name: numbers}, any_finding, fp_per_image_shown; '<key>_ci' beside each number
-    "Operating points with their numbers in plain JSON values; None where a number is not defined."
+    "Operating points with their numbers in plain JSON values, guessing and the blind floor among them; None where a number is not defined."
     if o.chosen_on == 'nothing': raise ValueError("there are no thresholds yet; use apply_points (points chosen on other data) or cross_apply (chosen on the other folds)")
     v, counts = operating_numbers(o), image_counts_of(o.image)[:, 0]
     ci = rate_intervals(resample(lambda w: operating_numbers(o, w), o.image.patients, n_boot, seed), conf)
     t = np.broadcast_to(o.image.threshold, o.image.score.shape)
+    guess, blind = blind_numbers(counts, floor)
     def one(j):
         at, p = np.unique(t[:, j]), o.image
         at, out = at[~np.isnan(at)], {}
@@ -300,7 +313,7 @@ def operating_block(
                 'n_neg': int(p.neg[:, j].sum()), 'n_without_threshold': int(np.isnan(t[:, j]).sum()), 'tp': tp, 'fn': fn, 'tn': tn, 'fp': fp}
         for k in (*RATES, 'fp_per_image', 'box_sensitivity'): out |= {k: plain(v[k][0, j]), f'{k}_ci': plain_ci(ci[k][j])}
         wide = {} if tp is None else {'sensitivity_ci_wilson': plain(wilson(tp, tp+fn, conf)), 'specificity_ci_wilson': plain(wilson(tn, tn+fp, conf))}
-        return out | wide
+        return out | wide | {'sensitivity_guess': plain(guess[j]), 'box_sensitivity_floor': plain(blind[j])}
     warning = f"chosen on {o.n_same} of the patients that they are reported on, so these numbers flatter; use cross_apply or other patients" if o.n_same else None
     return {'rule': o.rule, 'chosen_on': o.chosen_on, 'warning': warning, 'score': o.image.how, 'floor': o.image.floor, 'iou': o.iou, 'truth': o.image.truth, 'unboxed': o.image.unboxed,
             'n_images': len(o.seen), 'n_patients': len(set(o.ids)), 'n_boot': n_boot, 'fp_per_image_shown': plain(v['fp_per_image_shown'][0]),
@@ -312,8 +325,8 @@ def operating_table(
     "Operating points as a clinician reads them."
     def at(b): return '-' if b['threshold'] is None else f"{b['threshold']:.3f}" if np.ndim(b['threshold']) == 0 else f"{min(b['threshold']):.3f} to {max(b['threshold']):.3f}"
     return pd.DataFrame({c: {'called from': at(b), 'images with': str(b['n_pos']), 'without': str(b['n_neg']),
-        'sensitivity': say(b['sensitivity'], b['sensitivity_ci']), 'specificity': say(b['specificity'], b['specificity_ci']),
-        'false alarms an image': say(b['fp_per_image'], b['fp_per_image_ci']), 'boxes found': say(b['box_sensitivity'], b['box_sensitivity_ci']), 'why not': b['reason'] or ''}
+        'sensitivity': say(b['sensitivity'], b['sensitivity_ci']), 'by guessing': say(b['sensitivity_guess']), 'specificity': say(b['specificity'], b['specificity_ci']),
+        'false alarms an image': say(b['fp_per_image'], b['fp_per_image_ci']), 'boxes found': say(b['box_sensitivity'], b['box_sensitivity_ci']), 'by the floor': say(b['box_sensitivity_floor']), 'why not': b['reason'] or ''}
         for c, b in (block['per_class'] | {'any finding': block['any_finding']}).items()}).T.rename_axis('finding')
 
 # %% ../nbs/03l_operate.ipynb #55d92cd5

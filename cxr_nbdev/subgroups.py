@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['AGE_BANDS', 'SIZE_BANDS', 'CENTRAL', 'MIN_CASES', 'UNKNOWN', 'BOX_GROUPS', 'PROPORTIONS', 'RULES', 'KIND_COLORS',
-           'image_groups', 'box_groups', 'Subgroups', 'subgroup_block', 'subgroup_table', 'plot_subgroups']
+           'image_groups', 'box_groups', 'Subgroups', 'floor_numbers', 'guesses', 'subgroup_block', 'subgroup_table',
+           'plot_subgroups']
 
 # %% ../nbs/03o_subgroups.ipynb #f99ef5e4
-from dataclasses import dataclass
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -16,9 +15,9 @@ from fastcore.basics import patch
 from scipy.sparse import csr_matrix
 
 from .data import State, Tables, few, near
-from .errors import Pairs, ap_steps, pair_up
+from .errors import Pairs, ap_steps, each_order, pair_up
 from .imagelevel import image_level_truth, truth_source
-from .metrics import by_draw, whole_weights
+from .metrics import by_draw, mean_defined, ratio, whole_weights
 from .stats import ap_interval, few_boxes_warning, intervals, resample, wilson
 
 # %% ../nbs/03o_subgroups.ipynb #071b3b9e
@@ -176,7 +175,7 @@ def proportions(self:Subgroups,
     for k, tables in self.shares.items():
         for name, (all_, right) in tables.items():
             n, r = (_over_all((o @ w).reshape(len(self.kinds[k][0]), self.C, w.shape[1])) for o in (all_, right))
-            out[f'{k}.{name}'] = (r, n) if counts else np.divide(r, n, out=np.full(n.shape, np.nan), where=n > 0)
+            out[f'{k}.{name}'] = (r, n) if counts else ratio(r, n)
     return out
 
 @patch
@@ -192,8 +191,31 @@ def aps(self:Subgroups,
             so_far = lambda v, a, b: v[:, a:b].cumsum(1, dtype=v.dtype)
             ap = np.stack([ap_steps(so_far(tp, a, b), so_far(fp, a, b), n) for a, b, n in zip(ends, ends[1:], n_truth)], 1)
             ap = ap.reshape(w.shape[1], -1, self.C)
-            some = np.isfinite(ap).sum(2)
-            out[f'{k}.ap_{o}'] = np.concatenate([ap, np.divide(np.nansum(ap, 2), some, out=np.full(some.shape, np.nan), where=some > 0)[..., None]], 2)
+            out[f'{k}.ap_{o}'] = np.concatenate([ap, mean_defined(ap, 2)[..., None]], 2)
+    return out
+
+# %% ../nbs/03o_subgroups.ipynb #e39a1370
+def floor_numbers(
+    p:Pairs, # of the blind floor's predictions
+)->dict: # 'view.recall_50_floor', 'view.ap_50_floor' and so on -> (groups, C+1); NaN where not defined
+    "Recall and AP of the blind floor in every group, all of its boxes called."
+    runs = [Subgroups(o, score_threshold=0) for o in each_order(p)]
+    recall = {k: v for k, v in runs[0].proportions().items() if '.recall' in k}
+    aps = [r.aps() for r in runs]
+    return {f'{k}_floor': np.mean(v, 0)[0] for k, v in ({k: [v] for k, v in recall.items()} | {k: [a[k] for a in aps] for k in aps[0]}).items()}
+
+def guesses(
+    s:Subgroups, # predictions and truth, prepared
+)->dict: # 'view.sensitivity_guess' and so on -> (groups, C+1), the last as if each class were guessed as often as it is called
+    "Sensitivity of calling as many images of the group at random; for groups of boxes, of all images."
+    n, out = s.proportions(counts=True), {}
+    for k in s.kinds:
+        (hit, pos), (left, neg) = (n[f"{k if f'{k}.specificity' in n else 'finding'}.{o}"] for o in ('sensitivity', 'specificity'))
+        share = ratio(hit+neg-left, pos+neg)[0]
+        cases = n[f'{k}.sensitivity'][1][0]
+        sick = cases[:, :-1].sum(1)
+        every = ratio(np.nansum(share[:, :-1]*cases[:, :-1], 1), sick)
+        out[f'{k}.sensitivity_guess'] = np.where(cases > 0, np.c_[np.broadcast_to(share[:, :-1], cases[:, :-1].shape), every], np.nan)
     return out
 
 # %% ../nbs/03o_subgroups.ipynb #08e2f05d
@@ -250,12 +272,14 @@ def subgroup_block(
     n_boot_ap:int|None=None, # resamples for AP; None: as many up to 5,000 boxes, fewer beyond
     seed:int=0, # the same seed draws the same patients
     conf:float=0.95, # confidence level
+    floor:Pairs|None=None, # of the blind floor's predictions
 )->dict: # JSON: settings, 'rules', 'left_out', 'groups' {kind: {group: {n_images, n_patients, n_boxes, n_classes, 'all': numbers, 'per_class': {class: numbers}}}}
     "All groups with intervals and warnings; groups without images or boxes are left out, None where a number is not defined."
     p, C = s.pairs, s.C
     patients = p.tables.images.patient_id.to_numpy()
     if n_boot_ap is None: n_boot_ap = min(n_boot, max(200, int(n_boot*5_000/max(1, len(p.t_image)))))
     v, counts = s(), s.proportions(counts=True)
+    floors = guesses(s) | (floor_numbers(floor) if floor else {})
     ci = intervals(resample(s.proportions, patients, n_boot, seed), conf)
     for k, drawn in resample(s.aps, patients, n_boot_ap, seed).items(): ci[k] = ap_interval(drawn, v[k][0], _patients_behind(s, k.split('.')[0]), conf)
     block = {'score_threshold': s.score_threshold, 'truth': s.truth, 'ious': p.ious.tolist(), 'n_boot': n_boot, 'n_boot_ap': n_boot_ap, 'conf': conf, 'min_cases': MIN_CASES,
@@ -266,7 +290,7 @@ def subgroup_block(
         for g, name in enumerate(names):
             n = _sizes(s, kind, g)
             if not n['n_images'] and not n['n_boxes']: continue
-            cell = lambda c: _cell(s, kind, g, c, v, counts, ci, conf, of_image is not None)
+            cell = lambda c: _cell(s, kind, g, c, v, counts, ci, conf, of_image is not None) | {k.split('.')[1]: _number(f[g, c]) for k, f in floors.items() if k.split('.')[0] == kind}
             groups[name] = {**n, 'all': cell(C), 'per_class': {k: cell(c) for c, k in enumerate(p.tables.classes)}}
     return block
 
@@ -304,7 +328,9 @@ def subgroup_table(
         for m in ms:
             ci, wi = v.get(f'{m}_ci') or (None, None), v.get(f'{m}_wilson') or (None, None)
             if text: row[m] = _text(v.get(m), v.get(f'{m}_ci'))
-            else: row |= {m: v.get(m), f'{m}_lo': ci[0], f'{m}_hi': ci[1]} | ({f'{m}_n': v.get(f'{m}_n'), f'{m}_wilson_lo': wi[0], f'{m}_wilson_hi': wi[1]} if not m.startswith('ap') else {})
+            for k, title in ((f'{m}_guess', 'by guessing'), (f'{m}_floor', f'floor {m}')):
+                if k in v: row[title if text else k] = _text(v[k], None) if text else v[k]
+            if not text: row |= {m: v.get(m), f'{m}_lo': ci[0], f'{m}_hi': ci[1]} | ({f'{m}_n': v.get(f'{m}_n'), f'{m}_wilson_lo': wi[0], f'{m}_wilson_hi': wi[1]} if not m.startswith('ap') else {})
         rows.append(row | {'warning': v['warning']})
     df = pd.DataFrame(rows)
     if text: return df.drop(columns='warning').assign(**{'': np.where(df.warning != '', 'few', '')}).set_index(['kind', 'group'])
@@ -327,6 +353,7 @@ def _draw_metric(ax, rows, y, m, overall):
         thin = least in v['warning']
         color = '0.6' if thin else KIND_COLORS[kind]
         if ci: ax.hlines(at, *ci, color=color, lw=1.4 if thin else 2.2, zorder=2, capstyle='round')
+        if v.get(f'{m}_floor', v.get(f'{m}_guess')) is not None: ax.plot(v.get(f'{m}_floor', v.get(f'{m}_guess')), at, 'x', ms=5, color='#e14b3c', zorder=2.5)
         ax.plot(x, at, 'o', ms=5.5, mfc='white' if thin else color, mec=color, mew=1.4, zorder=3)
     ax.set(xlim=(-.02, 1.02), title=_title(m), xticks=[0, .25, .5, .75, 1], xticklabels=['0', '', '0.5', '', '1'], yticks=[])
     ax.spines['left'].set_visible(False); ax.grid(axis='y', visible=False)
@@ -338,7 +365,7 @@ def plot_subgroups(
     metrics=('sensitivity', 'specificity', 'recall_30', 'ap_50'), # columns: sensitivity, specificity, recall_*, ap_*
     finding:str|None=None, # one class; None: all findings
 ): # figure
-    "A forest of dots and intervals: groups down, numbers across; line and band are all images."
+    "A forest of dots and intervals: groups down, numbers across; line and band are all images, a cross is the blind floor, or guessing."
     if odd := [m for m in metrics if m not in _metrics(block)]: raise ValueError(f"no number `{odd[0]}`{near(odd[0], _metrics(block)) or '.'} Known: {few(_metrics(block), 9)}.")
     rows, y, heads, at = list(_group_rows(block, by, finding)), [], {}, 0.
     for i, (kind, *_) in enumerate(rows):

@@ -146,12 +146,14 @@ def test_predecessors_command(start, small_set):
     point = load(f)["operating_points"]["youden"]
     assert "chosen on" in o.stdout, "the warning is shown, not only kept"
     assert point["chosen_on"] and point["warning"] and str(load(f)["n_val_patients"]-load(f)["n_seen_patients"]) in point["warning"]
-    scored = start(f"cxr_eval --predictions {made}/predictions.json --annotations_file {made}/truth.json --output again.json --n_boot 20 --no_figures")
-    assert (here/"again/report.html").exists() and (here/"again/report/findings.csv").exists() and not list((here/"again/report").glob("*.png"))
+    scored = start(f"cxr_eval --predictions {made}/predictions.json --annotations_file {made}/truth.json --output again.json --n_boot 20")
+    assert (here/"again/report.html").exists() and (here/"again/report/findings.csv").exists()
+    assert (here/"again/report/froc.png").exists() and not (here/"again/report/worst.png").exists(), "figures, but no gallery: there are no images"
     assert load(here/"again.json")["val"]["map_50"] == load(f)["val"]["map_50"] and "mAP@0.5" in scored.stdout
     assert "one of the two" in start(f"cxr_eval --annotations_file {made}/truth.json", ok=False).stderr
     o = start(line+" --only_unseen --output unseen.json --no_figures")
     assert load(here/"unseen.json")["n_seen_patients"] == 0 and "were in the training" not in o.stderr
+    assert (here/"unseen/report/findings.csv").exists() and not list((here/"unseen/report").glob("*.png"))
     o = start(line.replace("--num_classes 7", "--num_classes 8"), ok=False)
     assert "8" in o.stderr and "7" in o.stderr and "Traceback" not in o.stderr
     (here/"bad.ckpt").write_bytes((here/"runs/first/best.ckpt").read_bytes()[:20000])
