@@ -166,7 +166,7 @@ def eval_parser():
     add("--classes", default="nih7", help="with --predictions and a CSV of boxes: nih7 or nih8 (default: nih7)")
     add("--label_table", default="", metavar="CSV", help="image-level labels, in the form of Data_Entry_2017.csv; without it an unboxed finding counts as absent")
     add("--cm_threshold", type=_score, default=None, help="a finding counts as called from this score on (default: that of the training)")
-    add("--image_score", default="max", choices=("max", "noisy_or"), help="how sure an image is, from its boxes (default: max)")
+    add("--image_score", default="max", choices=("max", "noisy_or", "head"), help="how sure an image is: max or noisy_or of its boxes, or head where the detector has one (default: max)")
     add("--num_classes", type=int, default=None, help="checked against the checkpoint")
     add("--image_size", type=int, default=None, help="checked against the checkpoint")
     add("--architecture", default=None, help="checked against the checkpoint")

@@ -61,7 +61,7 @@ class EvalConfig:
     data_root:str = ""          # folder of the images; empty: as for the run
     subset:str = "auto"         # val (the run's own validation images), all, unseen; auto: val on the run's data, else unseen
     score_threshold:float = -1.0 # a finding counts as called from this score on; -1: as for the run
-    image_score:str = "max"     # how sure an image is, from its boxes: max or noisy_or
+    image_score:str = "max"     # how sure an image is: max or noisy_or of its boxes, or head where the detector has one
     n_boot:int = 2000           # resamples of the patients for the intervals
     batch_size:int = 8          # images at a time
     skip_bad:bool = False       # go on without missing or unreadable images, and count them
@@ -96,7 +96,7 @@ def read_value(value, # as it came from a notebook, a YAML file or a command lin
 # %% ../nbs/03g_config.ipynb #5884eba8
 CHOICES = dict(optimizer=("adamw", "adam", "sgd"), scheduler=("cosine", "plateau", "step", "onecycle", "none"),
                precision=("32", "bf16", "16"), monitor=("map_50", "map_30", "map", "val_loss"),
-               accelerator=("auto", "cpu", "gpu", "mps"), subset=("auto", "val", "all", "unseen"), image_score=("max", "noisy_or"))
+               accelerator=("auto", "cpu", "gpu", "mps"), subset=("auto", "val", "all", "unseen"), image_score=("max", "noisy_or", "head"))
 RANGES = dict(anchor_scale=(0, 32), image_size=(32, 4096), epochs=(1, 100_000), batch_size=(1, 4096), lr=(1e-12, 10),
               weight_decay=(0, 10), clip_norm=(0, math.inf), val_fraction=(0.01, 0.9), folds=(0, 100), fold=(0, 99),
               early_stop=(0, math.inf), num_workers=(0, 256), limit=(0, math.inf), seed=(0, 2**31-1), n_boot=(10, 100_000),

@@ -78,7 +78,7 @@ class Asked:
     points: dict = None # frozen operating points by rule; None: chosen on other folds of the patients
     calibration: dict = None # frozen calibration of detections; None: fitted on other folds
     folds: object = 5   # number of folds for the two, or the fold of each image
-    image_score: str = "max" # image-level score from the boxes: max or noisy_or
+    image_score: str = "max" # image-level score: max or noisy_or of the boxes, or head, where the predictions bring `image_scores`
     readings: Readings = None # second readings of these images; None: no reader ceiling
     @property
     def can_cross(self): return self.tables.images.patient_id.nunique() > 1 # else there is nobody to choose on
@@ -246,8 +246,8 @@ def section_tables(r:Report, title, names): # tables of a section; None: those w
     return names if names is not None else [k for k in r.tables if k.lower().startswith(title.lower().rstrip("s"))]
 
 # %% ../nbs/03r_fullreport.ipynb #ba67dfcf
-STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}table{border-collapse:collapse;font-size:.85rem;display:block;overflow-x:auto}
-td,th{padding:.2rem .6rem;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}th:first-child{text-align:left}img{max-width:100%}.note{color:#777}"""
+STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;color:#222}p{max-width:56rem}table{border-collapse:collapse;font-size:.8rem;display:block;overflow-x:auto}
+td,th{padding:.15rem .4rem;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}thead th{white-space:normal;vertical-align:bottom}th:first-child{text-align:left}img{max-width:100%}.note{color:#777}"""
 
 def report_page(r:Report, folder, # where `save_report` put its files
                 title, # heading

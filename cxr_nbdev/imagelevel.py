@@ -62,19 +62,25 @@ def _head_scores(scores, tables):
     if not ((s >= 0) & (s <= 1)).all(): raise ValueError(f"image_scores holds {(~((s >= 0) & (s <= 1))).sum()} values that are NaN or not between 0 and 1 (is a sigmoid missing?)")
     return s if s.shape[1] > len(cs) else np.c_[s, s.max(1, initial=0)]
 
+def _own_scores(preds, tables):
+    "The scores of an image-level head that came with the predictions, as a table."
+    if lacks := [i for i in tables.images.image_id if 'image_scores' not in (preds or {}).get(i, {})]:
+        raise ValueError(f"the predictions of {len(lacks)} of {len(tables)} images have no `image_scores` ({few(lacks)}): this detector has no image-level head; use max or noisy_or")
+    return pd.DataFrame([np.asarray(preds[i]['image_scores'], float) for i in tables.images.image_id], index=list(tables.images.image_id), columns=list(tables.classes))
+
 # %% ../nbs/03k_imagelevel.ipynb #f92b9e44
 SCORE_RULES = ('max', 'noisy_or', 'head')
 
 def image_level_scores(
-    preds:dict|None, # image id -> dict of boxes, scores, labels; not needed for 'head'
+    preds:dict|None, # image id -> dict of boxes, scores, labels, and for 'head' `image_scores` (C,), unless they come as a table
     tables:Tables, # the images
     how:str='max', # 'max', 'noisy_or' or 'head'
     floor:float=0.05, # noisy-or: detections below it are left out
-    image_scores:pd.DataFrame|None=None, # head: index image_id, a column a class, perhaps a column any_finding
+    image_scores:pd.DataFrame|None=None, # head: index image_id, a column a class, perhaps a column any_finding; None: from `preds`
 )->np.ndarray: # (n_images, C+1), from 0 to 1, a column a class and a last one for any finding
     "How sure the detector is that a finding is on the image, anywhere."
     if how not in SCORE_RULES: raise ValueError(f"how={how!r}{near(how, SCORE_RULES) or ':'} expected one of {', '.join(SCORE_RULES)}")
-    if how == 'head': return _head_scores(image_scores, tables)
+    if how == 'head': return _head_scores(_own_scores(preds, tables) if image_scores is None else image_scores, tables)
     image, label, score, _ = check_preds(preds, tables)
     out = np.zeros((len(tables), len(tables.classes)))
     if how == 'max':

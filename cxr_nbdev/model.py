@@ -99,7 +99,7 @@ def losses(self:Detector,
 @patch
 def predict(self:Detector,
             images # uint8 (B, 1, H, W)
-           ): # one dict an image: `boxes` float32 (n <= 100, 4) xyxy, `scores` (n,), `labels` int64 (n,) from 0; best first
+           ): # one dict an image: `boxes` float32 (n <= 100, 4) xyxy, `scores` (n,), `labels` int64 (n,) from 0; best first; where there is an image-level head, `image_scores` (classes,) too
     "What the detector sees, unthresholded, in the frame of `images`; always in eval mode, whatever mode it is in."
     self._check_images(images)
     was = self.training
