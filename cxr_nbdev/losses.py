@@ -117,6 +117,10 @@ class DetectionLosses(nn.Module):
         if not 0 <= label_smoothing < 1: raise ValueError(f"label_smoothing is {label_smoothing}; it must be at least 0 and less than 1")
         self.register_buffer("class_weights", self.check_weights(class_weights), persistent=False)
 
+    def spec(self): # returns plain values, the arguments
+        w = [round(v, 6) for v in self.class_weights.tolist()]
+        return dict(class_loss=self.class_loss, box_loss=self.box_loss, matching=self.matching, label_smoothing=self.smoothing, class_weights=None if set(w) == {1.} else w)
+
     def check_weights(self, weights): # one number a class, or None; returns float32 (classes,)
         w = torch.ones(self.n_classes) if weights is None else torch.as_tensor(list(weights), dtype=torch.float32)
         if w.shape != (self.n_classes,) or not (w >= 0).all() or not w.isfinite().all():
