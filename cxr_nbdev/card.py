@@ -94,14 +94,18 @@ def _use():
             "**Not for clinical use**: not a medical device, not tested on the patients, machines and workflows of any clinic, "
             "and not to be used to diagnose, triage or reassure anybody.")
 
-LABELS = {"report": "from reports; a finding that is labelled but not boxed is left out when measuring, while the training loss still took it as absent",
+LABELS = {"report": "from reports; a finding that is labelled but not boxed is left out when measuring, ",
           "boxes": "boxes alone; a finding without a box counted as absent"}
+
+def _labels(c): # config.json of a run
+    "What is known of findings without a box."
+    return LABELS.get(c.get("labels"), UNKNOWN) + ({True: "and by the training loss", False: "while the training loss took it as absent"}[bool(c.get("ignore_in_loss"))] if c.get("labels") == "report" else "")
 
 def _training_data(r):
     "What it was trained on."
     c = r["config"]
     return _facts([("source", _say(c.get("data_resolved"))), ("terms", data_terms(c.get("data_resolved"))),
-        ("images", f"{_count(r['result'], 'train')}; a patient is on one side of the split only"), ("labels", LABELS.get(c.get("labels"), UNKNOWN)),
+        ("images", f"{_count(r['result'], 'train')}; a patient is on one side of the split only"), ("labels", _labels(c)),
         ("hash of all data of the run", _say(c.get("data_hash"))), ("hash of the split", _say(c.get("manifest_hash"))),
         ("left out as unreadable", _say(len(c["skipped"]) if "skipped" in c else None))])
 

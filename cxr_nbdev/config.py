@@ -24,6 +24,12 @@ class TrainConfig:
     backbone:str = ""           # any timm features model; empty: the architecture's own
     pretrained:bool = False     # start from published weights (needs a network, once)
     anchor_scale:float = 3.0    # side of the smallest anchor in strides of its level, smaller finds smaller; 0: the architecture's own
+    class_loss:str = "focal"    # what judges the classes: focal, quality or varifocal
+    box_loss:str = "huber"      # what judges the boxes: huber, smooth_l1, giou, diou or ciou
+    matching:str = "iou"        # which anchors learn a box: iou (effdet's rule) or atss (adaptive)
+    label_smoothing:float = 0.0 # how far targets are drawn towards one half, from 0 to 0.5
+    class_weights:str = "none"  # none, or balanced: classes with few boxes count more
+    unboxed:str = "ignore"      # what the loss makes of a finding that is labelled but not boxed: ignore it, or take it as absent
     image_size:int = 256        # side of the square that the detector sees, in pixels
     epochs:int = 8              # passes over the training images
     batch_size:int = 8          # images a step
@@ -95,9 +101,12 @@ def read_value(value, # as it came from a notebook, a YAML file or a command lin
 
 # %% ../nbs/03g_config.ipynb #5884eba8
 CHOICES = dict(optimizer=("adamw", "adam", "sgd"), scheduler=("cosine", "plateau", "step", "onecycle", "none"),
-               precision=("32", "bf16", "16"), monitor=("map_50", "map_30", "map", "val_loss"),
+               precision=("32", "bf16", "16"),
+               class_loss=("focal", "quality", "varifocal"), box_loss=("huber", "smooth_l1", "giou", "diou", "ciou"), matching=("iou", "atss"),
+               class_weights=("none", "balanced"), unboxed=("ignore", "absent"),
+               monitor=("map_50", "map_30", "map", "val_loss"),
                accelerator=("auto", "cpu", "gpu", "mps"), subset=("auto", "val", "all", "unseen"), image_score=("max", "noisy_or", "head"))
-RANGES = dict(anchor_scale=(0, 32), image_size=(32, 4096), epochs=(1, 100_000), batch_size=(1, 4096), lr=(1e-12, 10),
+RANGES = dict(anchor_scale=(0, 32), label_smoothing=(0, 0.5), image_size=(32, 4096), epochs=(1, 100_000), batch_size=(1, 4096), lr=(1e-12, 10),
               weight_decay=(0, 10), clip_norm=(0, math.inf), val_fraction=(0.01, 0.9), folds=(0, 100), fold=(0, 99),
               early_stop=(0, math.inf), num_workers=(0, 256), limit=(0, math.inf), seed=(0, 2**31-1), n_boot=(10, 100_000),
               n_perm=(0, 100_000), pictures=(0, 1000))

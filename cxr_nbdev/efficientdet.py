@@ -20,10 +20,10 @@ from torchvision.ops import batched_nms
 with warnings.catch_warnings():   # effdet calls torch.jit.script as it is imported, which newer versions of PyTorch announce to drop
     for kind in (FutureWarning, DeprecationWarning): warnings.simplefilter("ignore", kind)
     from effdet import EfficientDet as EffDetNet, get_efficientdet_config
-    from effdet.anchors import AnchorLabeler, Anchors, decode_box_outputs
-    from effdet.loss import DetectionLoss
+    from effdet.anchors import Anchors, decode_box_outputs
 
 from .data import near
+from .losses import BOX_WEIGHTS, DetectionLosses
 from .model import Detector
 
 # %% ../nbs/03c_efficientdet.ipynb #05145419
@@ -109,20 +109,22 @@ def efficientdet_config(name:str, # one of effdet's configurations
 class EfficientDet(Detector):
     "EfficientDet by effdet; made by `create_detector`."
     def __init__(self, name, classes, image_size, backbone="", anchor_scale=4.0, mean=None, std=None, max_det=100, nms_iou=0.5,
-                 box_weight=None, bn_momentum=0.03):
+                 box_weight=None, bn_momentum=0.03,
+                 class_loss="focal", box_loss="huber", matching="iou", label_smoothing=0., class_weights=None):
         cfg = efficientdet_config(name, len(classes), image_size, backbone, anchor_scale)
         own_mean, own_std = normalisation(cfg)
         super().__init__(classes, image_size, mean or own_mean, std or own_std)
         self.name, self.backbone, self.anchor_scale, self.max_det, self.nms_iou = name, backbone, cfg.anchor_scale, max_det, nms_iou
-        self.box_weight, self.max_candidates = float(box_weight or cfg.box_loss_weight), cfg.max_detection_points
+        self.criterion = DetectionLosses(len(classes), class_loss, box_loss, matching, label_smoothing, class_weights)
+        self.box_weight, self.max_candidates = float(box_weight or BOX_WEIGHTS[box_loss]), cfg.max_detection_points
         self.bn_momentum = cfg.norm_kwargs.momentum = bn_momentum
         self.net = EffDetNet(cfg, pretrained_backbone=False).to(memory_format=torch.channels_last)
         self.anchors = Anchors.from_config(cfg)
         self.anchors.register_buffer("boxes", self.anchors.boxes, persistent=False)
-        self.labeler, self.loss_fn = AnchorLabeler(self.anchors, len(classes)), DetectionLoss(cfg)
 
     def spec(self):
-        return {**super().spec(), **{k: getattr(self, k) for k in ("backbone", "anchor_scale", "max_det", "nms_iou", "box_weight", "bn_momentum")}}
+        return {**super().spec(), **{k: getattr(self, k) for k in ("backbone", "anchor_scale", "max_det", "nms_iou", "box_weight", "bn_momentum")},
+                **self.criterion.spec()}
 
 # %% ../nbs/03c_efficientdet.ipynb #9fdb5296
 def normalisation(cfg # from `efficientdet_config`
@@ -138,13 +140,8 @@ def normalisation(cfg # from `efficientdet_config`
 # %% ../nbs/03c_efficientdet.ipynb #5f16bf64
 @patch
 def loss_terms(self:EfficientDet, x, targets):
-    "Focal loss of the classes and Huber loss of the boxes, over all anchors of the batch."
-    cls_out, box_out = self.net_out(x)
-    with torch.no_grad():
-        t = to_effdet_targets(targets)
-        cls_t, box_t, n = self.labeler.batch_label_anchors(t["bbox"], t["cls"])
-    _, class_loss, box_loss = self.loss_fn(cls_out, box_out, cls_t, box_t, n)
-    return dict(class_loss=class_loss, box_loss=box_loss)
+    "Class and box loss over all anchors of the batch."
+    return self.criterion(*self.net_out(x), targets, xyxy_to_yxyx(self.anchors.boxes))
 
 # %% ../nbs/03c_efficientdet.ipynb #ee64fd7b
 @contextmanager
@@ -297,11 +294,17 @@ def create_efficientdet(name:str, # one of effdet's configurations
                         mean=None, std=None, # of the images, from 0 to 1, three values each; None: as the published weights want them
                         max_det:int=100, # boxes an image at most
                         nms_iou:float=0.5, # of boxes of one class that overlap more, the best remains
-                        box_weight:float=None, # of the box loss; None: the configuration's, 50
-                        bn_momentum:float=0.03 # how fast the running averages of neck and heads follow
+                        box_weight:float=None, # of the box loss; None: its usual one, see `BOX_WEIGHTS`
+                        bn_momentum:float=0.03, # how fast the running averages of neck and heads follow
+                        class_loss:str="focal", # focal, quality or varifocal
+                        box_loss:str="huber", # huber, smooth_l1, giou, diou or ciou
+                        matching:str="iou", # which anchors learn a box: iou (effdet's rule) or atss
+                        label_smoothing:float=0., # how far targets are drawn towards one half
+                        class_weights=None # of the class loss, one number a class; None: 1 each
                        ): # EfficientDet
     "An EfficientDet; what `create_detector` calls for all of effdet's names."
     efficientdet_config(name, len(classes), image_size, backbone)            # names and sizes are checked before anything is fetched
     path = published_file(name, backbone) if pretrained else None
-    det = EfficientDet(name, classes, image_size, backbone, anchor_scale, mean, std, max_det, nms_iou, box_weight, bn_momentum)
+    det = EfficientDet(name, classes, image_size, backbone, anchor_scale, mean, std, max_det, nms_iou, box_weight, bn_momentum,
+                       class_loss, box_loss, matching, label_smoothing, class_weights)
     return det.load_published(path) if pretrained else det

@@ -70,6 +70,10 @@ def _check_targets(self:Detector, images, targets):
     if len(targets) != len(images): raise ValueError(f"{len(images)} images but {len(targets)} targets; give one an image, empty where there is no box")
     b, lbl = torch.cat([t["boxes"].reshape(-1, 4) for t in targets]).float(), torch.cat([t["labels"] for t in targets])
     if len(b) != len(lbl): raise ValueError(f"{len(b)} boxes but {len(lbl)} labels; every box needs one label")
+    for t in targets:
+        if "ignore" in t and (t["ignore"].dtype != torch.bool or t["ignore"].shape != (len(self.classes),)):
+            raise ValueError(f"`ignore` is {t['ignore'].dtype} of shape {tuple(t['ignore'].shape)}; it must be torch.bool, one a class: ({len(self.classes)},)")
+        if len(t.get("box_weights", t["labels"])) != len(t["labels"]): raise ValueError(f"{len(t['box_weights'])} box_weights for {len(t['labels'])} boxes")
     if not len(b): return
     wrong = (lbl < 0) | (lbl >= len(self.classes))
     if wrong.any(): raise ValueError(f"class id {int(lbl[wrong][0])} with {len(self.classes)} classes; ids run from 0 to {len(self.classes)-1}")
@@ -87,7 +91,7 @@ def normalise(self:Detector, images): # uint8 (B, 1, H, W); returns float32 (B, 
 @patch
 def losses(self:Detector,
            images, # uint8 (B, 1, H, W)
-           targets # one dict an image: `boxes` float (n, 4) xyxy, `labels` int64 (n,) from 0; more keys are welcome
+           targets # one dict an image: `boxes` float (n, 4) xyxy, `labels` int64 (n,) from 0; optional `ignore`, `weight`, `box_weights`; more keys are welcome
           ): # dict of scalar tensors: class_loss, box_loss, and `loss`, their weighted sum
     "How wrong the detector is on this batch; `loss` is what to minimise."
     self._check_images(images)
