@@ -54,7 +54,8 @@ def make_detector(cfg:TrainConfig, # architecture, backbone, image_size ...
                  ): # a Detector, its weights drawn by cfg.seed
     "The detector that `cfg` asks for, with the frozen stages frozen."
     torch.manual_seed(cfg.seed)
-    det = create_detector(cfg.architecture, classes, cfg.image_size, backbone=cfg.backbone, pretrained=cfg.pretrained, anchor_scale=cfg.anchor_scale)
+    asked = {k: getattr(cfg, k) for k in ("nms", "nms_iou", "score_floor") if getattr(cfg, k) != getattr(TrainConfig, k)} # a family need not know them all
+    det = create_detector(cfg.architecture, classes, cfg.image_size, backbone=cfg.backbone, pretrained=cfg.pretrained, anchor_scale=cfg.anchor_scale, **asked)
     if cfg.freeze: det.freeze([s for s in cfg.freeze.split("+") if s])
     return det
 
