@@ -29,6 +29,7 @@ from .model import create_detector, load_detector, open_checkpoint
 from .module import DetectionData, DetectionModule, find_lr as lr_range_test, make_trainer, predict_dataset, quiet_lightning
 from .operate import choose_points, operating
 from .plot import grid
+from .preflight import preflight
 from .report import best_cases, metrics_table, plot_confusion, plot_history, show_cases, worst_cases
 from .run import Run, continued, local_path, mlflow_logger, open_run, papermill_output, plain, record, write_json
 from .split import Split, limit_tables, patient_hash, split_patients
@@ -250,6 +251,7 @@ def train(cfg:TrainConfig, # what to train
     device, detector = check_inputs(cfg)
     data = get_data(cfg)
     show(f"run `{run.name}`: {len(data.tables)} images. {data.says}")
+    preflight(detector, data.loaders, not (run.resumed or cfg.pretrained), device).act(show)
     logger = mlflow_logger(run, cfg.tracking_uri, run.config.get("mlflow_run_id") if run.resumed else None)
     cfg, _ = choose_lr(cfg, run, detector, data)
     start(cfg, run, data, device, logger)
