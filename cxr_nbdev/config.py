@@ -55,6 +55,9 @@ class TrainConfig:
     limit:int = 0               # use only so many images, whole patients, classes in proportion; 0: all
     seed:int = 42               # decides the split, the weights at the start and every augmentation
     score_threshold:float = 0.3 # a finding counts as called from this score on
+    nms:str = "nms"             # how boxes of one class that overlap are settled: nms, soft_linear, soft_gaussian or wbf
+    nms_iou:float = 0.5         # overlap from which they mean the same finding
+    score_floor:float = 0.0     # predictions below this score are dropped
     tracking_uri:str = ""       # MLflow server; empty: a local file, mlflow.db
 
 # %% ../nbs/03g_config.ipynb #b88cd0ef
@@ -67,6 +70,9 @@ class EvalConfig:
     data_root:str = ""          # folder of the images; empty: as for the run
     subset:str = "auto"         # val (the run's own validation images), all, unseen; auto: val on the run's data, else unseen
     score_threshold:float = -1.0 # a finding counts as called from this score on; -1: as for the run
+    nms:str = ""                # nms, soft_linear, soft_gaussian or wbf; empty: as for the run
+    nms_iou:float = -1.0        # overlap from which boxes of one class mean the same finding; -1: as for the run
+    score_floor:float = -1.0    # predictions below this score are dropped; -1: as for the run
     image_score:str = "max"     # how sure an image is: max or noisy_or of its boxes, or head where the detector has one
     n_boot:int = 2000           # resamples of the patients for the intervals
     batch_size:int = 8          # images at a time
@@ -103,10 +109,11 @@ def read_value(value, # as it came from a notebook, a YAML file or a command lin
 CHOICES = dict(optimizer=("adamw", "adam", "sgd"), scheduler=("cosine", "plateau", "step", "onecycle", "none"),
                precision=("32", "bf16", "16"),
                class_loss=("focal", "quality", "varifocal"), box_loss=("huber", "smooth_l1", "giou", "diou", "ciou"), matching=("iou", "atss"),
-               class_weights=("none", "balanced"), unboxed=("ignore", "absent"),
+               class_weights=("none", "balanced"), unboxed=("ignore", "absent"), nms=("nms", "soft_linear", "soft_gaussian", "wbf"),
                monitor=("map_50", "map_30", "map", "val_loss"),
                accelerator=("auto", "cpu", "gpu", "mps"), subset=("auto", "val", "all", "unseen"), image_score=("max", "noisy_or", "head"))
-RANGES = dict(anchor_scale=(0, 32), label_smoothing=(0, 0.5), image_size=(32, 4096), epochs=(1, 100_000), batch_size=(1, 4096), lr=(1e-12, 10),
+RANGES = dict(anchor_scale=(0, 32), label_smoothing=(0, 0.5), nms_iou=(0, 1), score_floor=(0, 1),
+              image_size=(32, 4096), epochs=(1, 100_000), batch_size=(1, 4096), lr=(1e-12, 10),
               weight_decay=(0, 10), clip_norm=(0, math.inf), val_fraction=(0.01, 0.9), folds=(0, 100), fold=(0, 99),
               early_stop=(0, math.inf), num_workers=(0, 256), limit=(0, math.inf), seed=(0, 2**31-1), n_boot=(10, 100_000),
               n_perm=(0, 100_000), pictures=(0, 1000))
@@ -116,6 +123,7 @@ def _value_problem(name, value, cls=TrainConfig):
     "What is wrong with this one value, or nothing."
     from cxr_nbdev.data import CLASS_SETS, list_sources, near # late: pandas is slow to import, and --help needs none of it
     choices = dict(CHOICES, classes=tuple(CLASS_SETS))
+    if value == next(f.default for f in fields(cls) if f.name == name): return            # such as -1: as for the run
     if name in choices and value not in choices[name]:
         return f"`{name}` is {value!r}{near(str(value), choices[name]) or '.'} It can be: {', '.join(choices[name])}"
     if name == "data" and value and value not in (known := ("auto", *list_sources())):

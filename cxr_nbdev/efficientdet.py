@@ -16,15 +16,15 @@ from urllib.parse import urlparse
 import huggingface_hub, timm, torch
 from fastcore.basics import patch
 from torch import nn
-from torchvision.ops import batched_nms
 with warnings.catch_warnings():   # effdet calls torch.jit.script as it is imported, which newer versions of PyTorch announce to drop
     for kind in (FutureWarning, DeprecationWarning): warnings.simplefilter("ignore", kind)
     from effdet import EfficientDet as EffDetNet, get_efficientdet_config
-    from effdet.anchors import Anchors, decode_box_outputs
+    from effdet.anchors import Anchors
 
 from .data import near
 from .losses import BOX_WEIGHTS, DetectionLosses
 from .model import Detector
+from .postprocess import check_postprocess, postprocess
 
 # %% ../nbs/03c_efficientdet.ipynb #05145419
 def xyxy_to_yxyx(boxes): # (..., 4), either way round; the function is its own inverse
@@ -110,21 +110,26 @@ class EfficientDet(Detector):
     "EfficientDet by effdet; made by `create_detector`."
     def __init__(self, name, classes, image_size, backbone="", anchor_scale=4.0, mean=None, std=None, max_det=100, nms_iou=0.5,
                  box_weight=None, bn_momentum=0.03,
-                 class_loss="focal", box_loss="huber", matching="iou", label_smoothing=0., class_weights=None):
+                 class_loss="focal", box_loss="huber", matching="iou", label_smoothing=0., class_weights=None,
+                 nms="nms", soft_sigma=0.5, max_candidates=5000, score_floor=0.):
         cfg = efficientdet_config(name, len(classes), image_size, backbone, anchor_scale)
         own_mean, own_std = normalisation(cfg)
         super().__init__(classes, image_size, mean or own_mean, std or own_std)
-        self.name, self.backbone, self.anchor_scale, self.max_det, self.nms_iou = name, backbone, cfg.anchor_scale, max_det, nms_iou
+        self.name, self.backbone, self.anchor_scale, self.box_weight = name, backbone, cfg.anchor_scale, float(box_weight or BOX_WEIGHTS[box_loss])
         self.criterion = DetectionLosses(len(classes), class_loss, box_loss, matching, label_smoothing, class_weights)
-        self.box_weight, self.max_candidates = float(box_weight or BOX_WEIGHTS[box_loss]), cfg.max_detection_points
+        self.set_postprocess(nms=nms, nms_iou=nms_iou, soft_sigma=soft_sigma, max_candidates=max_candidates, max_det=max_det, score_floor=score_floor)
         self.bn_momentum = cfg.norm_kwargs.momentum = bn_momentum
         self.net = EffDetNet(cfg, pretrained_backbone=False).to(memory_format=torch.channels_last)
         self.anchors = Anchors.from_config(cfg)
         self.anchors.register_buffer("boxes", self.anchors.boxes, persistent=False)
 
     def spec(self):
-        return {**super().spec(), **{k: getattr(self, k) for k in ("backbone", "anchor_scale", "max_det", "nms_iou", "box_weight", "bn_momentum")},
-                **self.criterion.spec()}
+        return {**super().spec(), **{k: getattr(self, k) for k in ("backbone", "anchor_scale", "box_weight", "bn_momentum")}, **self.criterion.spec(), **self.postprocessing}
+
+    def set_postprocess(self, **changed): # any of nms, nms_iou, soft_sigma, max_candidates, max_det, score_floor; returns the detector
+        "Change how answers become predictions, the other settings stay; the weights have nothing to do with it."
+        self.postprocessing = check_postprocess(**{**getattr(self, "postprocessing", {}), **changed})
+        return self
 
 # %% ../nbs/03c_efficientdet.ipynb #9fdb5296
 def normalisation(cfg # from `efficientdet_config`
@@ -166,18 +171,12 @@ def detect(self:EfficientDet, x):
     "The best boxes of every image, cut to the frame, without doubles."
     cls_out, box_out = self.net_out(x)
     flat = lambda outs, n: torch.cat([o.permute(0, 2, 3, 1).reshape(len(x), -1, n) for o in outs], 1).float()
-    return [self.decode(c, b) for c, b in zip(flat(cls_out, len(self.classes)), flat(box_out, 4))]
+    return self.decode(flat(cls_out, len(self.classes)), flat(box_out, 4))
 
 @patch
-def decode(self:EfficientDet, logits, codes): # (anchors, classes) and (anchors, 4); returns dict of boxes, scores, labels
-    "From the answers at all anchors of one image to at most `max_det` boxes."
-    top, i = logits.flatten().topk(min(self.max_candidates, logits.numel()))
-    at, lbl = i // len(self.classes), i % len(self.classes)
-    b = decode_box_outputs(codes[at], self.anchors.boxes[at], output_xyxy=True).clamp(0, self.image_size)
-    whole = (b[:, 2:] - b[:, :2] >= 1).all(1)          # a pixel of it is inside the frame
-    b, s, lbl = b[whole], top[whole].sigmoid(), lbl[whole]
-    keep = batched_nms(b, s, lbl, self.nms_iou)[:self.max_det]
-    return dict(boxes=b[keep], scores=s[keep], labels=lbl[keep])
+def decode(self:EfficientDet, logits, codes): # (B, anchors, classes) and (B, anchors, 4); returns a list of dicts of boxes, scores, labels
+    "From the answers at all anchors to at most `max_det` boxes an image."
+    return postprocess(logits, codes, self.anchors.boxes, self.image_size, **self.postprocessing)
 
 # %% ../nbs/03c_efficientdet.ipynb #9bb48da9
 @patch
@@ -300,11 +299,15 @@ def create_efficientdet(name:str, # one of effdet's configurations
                         box_loss:str="huber", # huber, smooth_l1, giou, diou or ciou
                         matching:str="iou", # which anchors learn a box: iou (effdet's rule) or atss
                         label_smoothing:float=0., # how far targets are drawn towards one half
-                        class_weights=None # of the class loss, one number a class; None: 1 each
+                        class_weights=None, # of the class loss, one number a class; None: 1 each
+                        nms:str="nms", # how doubles are settled: nms, soft_linear, soft_gaussian or wbf
+                        soft_sigma:float=0.5, # width of the bell of soft_gaussian
+                        max_candidates:int=5000, # best answers an image that are looked at
+                        score_floor:float=0. # lowest score of a prediction
                        ): # EfficientDet
     "An EfficientDet; what `create_detector` calls for all of effdet's names."
     efficientdet_config(name, len(classes), image_size, backbone)            # names and sizes are checked before anything is fetched
     path = published_file(name, backbone) if pretrained else None
     det = EfficientDet(name, classes, image_size, backbone, anchor_scale, mean, std, max_det, nms_iou, box_weight, bn_momentum,
-                       class_loss, box_loss, matching, label_smoothing, class_weights)
+                       class_loss, box_loss, matching, label_smoothing, class_weights, nms, soft_sigma, max_candidates, score_floor)
     return det.load_published(path) if pretrained else det

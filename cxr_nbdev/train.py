@@ -31,6 +31,7 @@ from .model import create_detector, load_detector, open_checkpoint
 from .module import DetectionData, DetectionModule, find_lr as lr_range_test, make_trainer, predict_dataset, quiet_lightning
 from .operate import choose_points, operating
 from .plot import grid
+from .preflight import preflight
 from .report import best_cases, metrics_table, plot_confusion, plot_history, show_cases, worst_cases
 from .run import Run, continued, local_path, mlflow_logger, open_run, papermill_output, plain, record, write_json
 from .split import Split, limit_tables, patient_hash, split_patients
@@ -56,11 +57,11 @@ def make_detector(cfg:TrainConfig, # architecture, backbone, image_size ...
                  ): # a Detector, its weights drawn by cfg.seed
     "The detector that `cfg` asks for, with the frozen stages frozen."
     torch.manual_seed(cfg.seed)
-    loss = {k: getattr(cfg, k) for k in ("class_loss", "box_loss", "matching", "label_smoothing") if getattr(cfg, k) != getattr(TrainConfig, k)}
-    try: det = create_detector(cfg.architecture, classes, cfg.image_size, backbone=cfg.backbone, pretrained=cfg.pretrained, anchor_scale=cfg.anchor_scale, **loss)
+    asked = {k: getattr(cfg, k) for k in ("class_loss", "box_loss", "matching", "label_smoothing", "nms", "nms_iou", "score_floor") if getattr(cfg, k) != getattr(TrainConfig, k)}
+    try: det = create_detector(cfg.architecture, classes, cfg.image_size, backbone=cfg.backbone, pretrained=cfg.pretrained, anchor_scale=cfg.anchor_scale, **asked)
     except TypeError as e:
-        if not loss: raise
-        raise ValueError(f"the detector {cfg.architecture} has a loss of its own and does not take {', '.join(loss)} ({e}); leave them at their defaults") from None
+        if not asked: raise
+        raise ValueError(f"the detector {cfg.architecture} has ways of its own and does not take {', '.join(asked)} ({e}); leave them at their defaults") from None
     if cfg.class_weights != "none" and not hasattr(det, "criterion"): raise ValueError(f"the detector {cfg.architecture} takes no `class_weights`; leave them at none")
     if cfg.freeze: det.freeze([s for s in cfg.freeze.split("+") if s])
     return det
@@ -268,6 +269,7 @@ def train(cfg:TrainConfig, # what to train
     device, detector = check_inputs(cfg)
     data = get_data(cfg)
     show(f"run `{run.name}`: {len(data.tables)} images. {data.says}")
+    preflight(detector, data.loaders, not (run.resumed or cfg.pretrained), device).act(show)
     logger = mlflow_logger(run, cfg.tracking_uri, run.config.get("mlflow_run_id") if run.resumed else None)
     weights = weigh_classes(cfg, detector, data)
     cfg, _ = choose_lr(cfg, run, detector, data)
