@@ -51,9 +51,10 @@ class Detector(nn.Module):
     def train(self, mode=True):
         super().train(mode)
         for m in self._frozen_modules(): m.eval()
-        for m in self.modules() if self.frozen_norms else (): m.train(m.training and not isinstance(m, nn.modules.batchnorm._BatchNorm))
+        for m in self._frozen_norms(): m.eval()
         return self
     def _frozen_modules(self): return [m for s in self.frozen for m in self.stages()[s]]
+    def _frozen_norms(self): return [m for m in self.modules() if self.frozen_norms and isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 # %% ../nbs/03_model.ipynb #aeca82af
 @patch

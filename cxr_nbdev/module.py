@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['PRECISION', 'DetectionData', 'DetectionModule', 'predictions_by_id', 'SafeCheckpoints', 'EpochLog', 'show_number',
-           'write_history', 'read_history', 'LiveLine', 'quiet_lightning', 'make_trainer', 'predict_dataset',
-           'raw_losses', 'smooth_curve', 'fastest_fall', 'find_lr', 'RangeTest']
+           'write_history', 'read_history', 'LiveLine', 'quiet_lightning', 'make_trainer', 'predict_dataset']
 
 # %% ../nbs/03f_module.ipynb #50d7a46c
-import csv, logging, math, random, sys, time, warnings
+import csv, logging, random, sys, time, warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from .metrics import evaluate_detections
 from .files import atomic_write
 from .model import Detector, checkpoint_header, open_checkpoint, to_original
 from .optim import Plateau, lr_factor, make_optimizer, monitor_mode, warmup_share
-from .recovery import BestOrLast, PatientStop
+from .recovery import BestOrLast, LossGuard, PatientStop
 
 # %% ../nbs/03f_module.ipynb #1c91f00d
 class DetectionData(pl.LightningDataModule):
@@ -39,7 +38,8 @@ class DetectionData(pl.LightningDataModule):
 
     def _loader(self, ds, shuffle):
         return DataLoader(ds, self.batch_size, sampler=EpochSampler(len(ds), self.seed, shuffle), collate_fn=collate, num_workers=self.num_workers,
-                          drop_last=shuffle and len(ds) > self.batch_size, persistent_workers=self.num_workers > 0, pin_memory=torch.cuda.is_available())
+                          drop_last=shuffle and len(ds) > self.batch_size, persistent_workers=self.num_workers > 0, pin_memory=torch.cuda.is_available(),
+                          generator=torch.Generator().manual_seed(self.seed))
 
     def train_dataloader(self): return self._loader(self.train, True)
     def val_dataloader(self): return self._loader(self.val, False)
@@ -160,8 +160,6 @@ class EpochLog(pl.Callback):
         self.rows.append(row)
         write_history(self.path, self.rows)
         self.live.clear()
-        if not math.isfinite(row.get("train_loss", 0.)):
-            raise FloatingPointError(f"the loss is {row['train_loss']} after epoch {row['epoch']+1}: the training has diverged. Lower `lr` (it is {module.cfg.lr:g}), or set `clip_norm` to 1.")
         self.show(f"{row['epoch']+1:5}  " + "  ".join(f"{show_number(row.get(c)):>10}" for c in self.columns))
     def on_fit_end(self, trainer, module):
         done = self.rows[-1]["epoch"]+1 if self.rows else 0
@@ -221,7 +219,8 @@ def make_trainer(cfg, # a TrainConfig
     "A Lightning trainer for `cfg` that writes into `folder`."
     from pytorch_lightning.callbacks import LearningRateMonitor
     monitor = monitor or cfg.monitor
-    cbs = [EpochLog(Path(folder)/"history.csv", show), BestOrLast(folder, "best", monitor, monitor_mode(monitor)), BestOrLast(folder, "last"), *callbacks]
+    cbs = [EpochLog(Path(folder)/"history.csv", show), BestOrLast(folder, "best", monitor, monitor_mode(monitor)), BestOrLast(folder, "last"),
+           LossGuard(Path(folder)/"diverged.json"), *callbacks]
     if cfg.average != "none": cbs.append(Averaging(cfg.average, cfg.ema_decay, cfg.swa_start, cfg.batch_size))
     if cfg.early_stop: cbs.append(PatientStop(monitor, patience=cfg.early_stop, mode=monitor_mode(monitor)))
     if logger: cbs.append(LearningRateMonitor("epoch"))
@@ -243,61 +242,3 @@ def predict_dataset(detector:Detector, ds:CXRDataset, batch_size=8, device="cpu"
     live(f"{len(out)} images in {time.perf_counter()-start:.1f} s", last=True)
     detector.train(was)
     return out
-
-# %% ../nbs/03f_module.ipynb #5e0b4d17
-def raw_losses(smoothed, # as Lightning's learning-rate finder gives them
-               beta=0.98 # what it keeps of its running average at each step
-              ): # float (n,): the loss of each step
-    "The losses before Lightning averaged them: it divides the average of step k, counted from 0, by 1-beta**(k+2)."
-    k = np.arange(len(smoothed))
-    average = np.asarray(smoothed, dtype=float)*(1-beta**(k+2))
-    return (average - beta*np.r_[0., average][:-1])/(1-beta)
-
-# %% ../nbs/03f_module.ipynb #aa41c7e2
-def smooth_curve(lr, raw, skip=10, width=5): # rates and losses of the steps; DataFrame of lr, loss and raw without the first `skip`
-    "The geometric mean of each loss and its neighbours to both sides, weighted by a bell of `width` steps; ends where a loss is not finite."
-    n = int(np.isfinite(raw).cumprod().sum())
-    lr, raw, k = np.asarray(lr)[:n], np.asarray(raw, dtype=float)[:n], np.arange(n)
-    bell = np.exp(-((k[:, None]-k)/width)**2/2)
-    loss = np.exp(bell@np.log(raw.clip(1e-12))/bell.sum(1))
-    return pd.DataFrame(dict(lr=lr, loss=loss, raw=raw))[skip:].reset_index(drop=True)
-
-# %% ../nbs/03f_module.ipynb #e94c03d8
-def fastest_fall(curve:pd.DataFrame # lr, loss (smooth) of each step
-                )->float: # a rate; ValueError where the loss does not fall
-    "The rate at which the loss falls fastest, on a logarithmic scale of rates."
-    if len(curve) > 2:
-        slope = np.gradient(curve.loss, np.log(curve.lr))[:curve.loss.argmin()+1]
-        at = int(slope.argmin())
-        if slope[at] < 0 and curve.loss.iloc[at] < curve.loss.iloc[0]: return float(curve.lr.iloc[at])
-    raise ValueError("the learning-rate finder saw no falling loss; set `lr` by hand, or give more images than a few batches")
-
-# %% ../nbs/03f_module.ipynb #83eb1f3c
-def find_lr(detector:Detector, # is copied, stays as it is
-            data:DetectionData, # its training side is used
-            cfg, # a TrainConfig
-            folder, # for a temporary file
-            steps=100 # how many batches
-           ): # (suggested rate, DataFrame of lr, loss (smooth) and raw (as measured))
-    "A learning-rate range test; ValueError where the curve has no fall."
-    import copy
-    from dataclasses import replace
-    from functools import partial
-    from unittest import mock
-    from pytorch_lightning.tuner import Tuner, lr_finder
-    from tqdm import tqdm
-    module = RangeTest(copy.deepcopy(detector), replace(cfg, scheduler="none"))
-    with quiet_lightning(), mock.patch.object(lr_finder, "tqdm", partial(tqdm, disable=True)): # its progress bar has no switch
-        trainer = pl.Trainer(max_epochs=-1, accelerator=cfg.accelerator, devices=1, precision=PRECISION[cfg.precision], logger=False, plugins=[SafeCheckpoints()],
-                             gradient_clip_val=cfg.clip_norm or None, default_root_dir=folder, enable_progress_bar=False, enable_model_summary=False,
-                             enable_checkpointing=False, use_distributed_sampler=False)
-        found = Tuner(trainer).lr_find(module, data.train_dataloader(), min_lr=1e-6, max_lr=0.3, num_training=steps, early_stop_threshold=4.0)
-    curve = smooth_curve(found.results["lr"], raw_losses(found.results["loss"]))
-    return fastest_fall(curve), curve
-
-class RangeTest(DetectionModule):
-    "A DetectionModule with the attribute that Lightning's tuner turns."
-    def __init__(self, detector, cfg):
-        super().__init__(detector, cfg)
-        self.lr = cfg.lr
-    def make_optimizers(self): return make_optimizer(self.cfg.optimizer, self.detector, self.lr, self.cfg.weight_decay)

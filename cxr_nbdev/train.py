@@ -22,11 +22,12 @@ from .calibrate import fit_calibration, scored_detections
 from .config import TrainConfig, injected_names, notebook_config
 from .data import Tables, class_set, data_hash, few, load_tables, resolve_source
 from .dataset import CXRDataset, load_pixels
+from .finders import explained, find_lr as lr_range_test
 from .fullreport import RULES
 from .metrics import blind_floor, evaluate_detections, floor_predictions
 from .files import atomic_write, check_space
 from .model import create_detector, load_detector, open_checkpoint
-from .module import DetectionData, DetectionModule, find_lr as lr_range_test, make_trainer, predict_dataset, quiet_lightning
+from .module import DetectionData, DetectionModule, make_trainer, predict_dataset, quiet_lightning
 from .operate import choose_points, operating
 from .optim import param_groups
 from .plot import grid
@@ -190,7 +191,7 @@ def fit(cfg:TrainConfig, run:Run, data:Data, detector, logger=None, show=print):
     with quiet_lightning():
         trainer = make_trainer(cfg, run.folder, logger or False, best_by(cfg, data), show)
         if logger and not run.resumed: logger.log_hyperparams(run.config)
-        trainer.fit(module, datamodule=data.loaders, ckpt_path=run.last if done else None, weights_only=True)
+        explained(lambda: trainer.fit(module, datamodule=data.loaders, ckpt_path=run.last if done else None, weights_only=True), detector, data.loaders, cfg)
 
 # %% ../nbs/04_train.ipynb #d75d51e3
 def amend_checkpoint(path, **facts):

@@ -157,7 +157,7 @@ def check(kind, kills, undisturbed, home):
 def test_killed_twice(tmp_path, undisturbed):
     "Half way through a write, and somewhere in the training."
     seconds = undisturbed("quick")[2]
-    check("quick", [dict(where="within", at=random.Random(1).randint(2, 4)), dict(seconds=seconds*random.Random(2).random())], undisturbed, tmp_path)
+    check("quick", [dict(where="within", at=random.Random(1).randint(3, 5)), dict(seconds=seconds*random.Random(2).random())], undisturbed, tmp_path)
 
 
 @pytest.mark.slow
