@@ -39,6 +39,14 @@ class TrainConfig:
     scheduler:str = "onecycle"  # cosine, plateau, step, onecycle or none
     precision:str = "32"        # 32, bf16 or 16 (mixed)
     clip_norm:float = 10.0      # longest gradient that is let through; 0: any
+    average:str = "none"        # of the weights, validated and saved: none, ema (forgets the oldest) or swa (mean of the last part)
+    ema_decay:float = 0.999     # most that the ema keeps of itself at a step; it starts lower
+    swa_start:float = 0.75      # share of the epochs after which the swa begins; lr is held from there on
+    warmup:float = -1.0         # share of the training over which lr rises, or from 1 on its steps; -1: the schedule's own
+    backbone_lr:float = 1.0     # factor on lr for the backbone; 0.1 is usual with pretrained
+    thaw_epoch:int = 0          # what is frozen trains after so many epochs; 0: never
+    freeze_bn:bool = False      # batch norm keeps the numbers it came with; for pretrained weights and small batches
+    accumulate:int = 1          # batches a step: the memory of one, the gradient of all
     val_fraction:float = 0.15   # share of the patients held out, when folds is 0
     folds:int = 0               # 0: one hold-out by val_fraction; k: k folds of patients
     fold:int = 0                # which of the folds is held out, from 0
@@ -107,14 +115,16 @@ def read_value(value, # as it came from a notebook, a YAML file or a command lin
 
 # %% ../nbs/03g_config.ipynb #5884eba8
 CHOICES = dict(optimizer=("adamw", "adam", "sgd"), scheduler=("cosine", "plateau", "step", "onecycle", "none"),
-               precision=("32", "bf16", "16"),
+               precision=("32", "bf16", "16"), average=("none", "ema", "swa"),
                class_loss=("focal", "quality", "varifocal"), box_loss=("huber", "smooth_l1", "giou", "diou", "ciou"), matching=("iou", "atss"),
                class_weights=("none", "balanced"), unboxed=("ignore", "absent"), nms=("nms", "soft_linear", "soft_gaussian", "wbf"),
                monitor=("map_50", "map_30", "map", "val_loss"),
                accelerator=("auto", "cpu", "gpu", "mps"), subset=("auto", "val", "all", "unseen"), image_score=("max", "noisy_or", "head"))
 RANGES = dict(anchor_scale=(0, 32), label_smoothing=(0, 0.5), nms_iou=(0, 1), score_floor=(0, 1),
               image_size=(32, 4096), epochs=(1, 100_000), batch_size=(1, 4096), lr=(1e-12, 10),
-              weight_decay=(0, 10), clip_norm=(0, math.inf), val_fraction=(0.01, 0.9), folds=(0, 100), fold=(0, 99),
+              weight_decay=(0, 10), clip_norm=(0, math.inf),
+              ema_decay=(0, 0.999999), swa_start=(0, 1), warmup=(-1, 1e6), backbone_lr=(1e-6, 10), thaw_epoch=(0, math.inf), accumulate=(1, 4096),
+              val_fraction=(0.01, 0.9), folds=(0, 100), fold=(0, 99),
               early_stop=(0, math.inf), num_workers=(0, 256), limit=(0, math.inf), seed=(0, 2**31-1), n_boot=(10, 100_000),
               n_perm=(0, 100_000), pictures=(0, 1000))
 
@@ -142,6 +152,16 @@ def _joint_problems(v):
     if v.get("folds") == 1: yield "`folds` is 1: one fold leaves nothing to train on; 0 is a hold-out, 2 or more are folds"
     elif v.get("folds", 0) > 1 and v["fold"] >= v["folds"]: yield f"`fold` is {v['fold']}, with `folds` {v['folds']} it runs from 0 to {v['folds']-1}"
     elif v.get("folds") == 0 and v.get("fold", 0) > 0: yield f"`fold` is {v['fold']} but `folds` is 0 (a hold-out); give `folds` too"
+    if "thaw_epoch" in v: yield from _schedule_problems(**{k: v[k] for k in ("average", "early_stop", "warmup", "backbone_lr", "freeze", "thaw_epoch", "epochs", "devices")})
+
+def _schedule_problems(average, early_stop, warmup, backbone_lr, freeze, thaw_epoch, epochs, devices):
+    "The same for averaging, warm-up and freezing."
+    if average == "swa" and early_stop: yield f"`early_stop` is {early_stop} with `average` swa: the training may stop before the mean of its last part begins; take average='ema', or early_stop=0"
+    if -1 < warmup < 0: yield f"`warmup` is {warmup:g}: it must be a share from 0 to 1, a number of steps, or -1 for the schedule's own"
+    if thaw_epoch and not freeze: yield f"`thaw_epoch` is {thaw_epoch} but `freeze` is empty: there is nothing to thaw; name stages in `freeze`"
+    elif thaw_epoch >= epochs > 0 and thaw_epoch: yield f"`thaw_epoch` is {thaw_epoch} with `epochs` {epochs}: the thaw would come after the end"
+    elif thaw_epoch and devices != 1: yield "`thaw_epoch` needs `devices` 1: what is frozen at the start would not be kept equal between devices after the thaw"
+    if backbone_lr != 1 and "backbone" in freeze.split("+") and not thaw_epoch: yield f"`backbone_lr` is {backbone_lr:g} but `freeze` holds the backbone: it has no rate at all; set `thaw_epoch`, or leave backbone_lr at 1"
 
 # %% ../nbs/03g_config.ipynb #9c52a94f
 def parse_config(values:dict, # name -> value, from a notebook, YAML or a command line; what is left out takes its default

@@ -35,7 +35,7 @@ class Detector(nn.Module):
                  std=(0.5,) # their standard deviation
                 ):
         super().__init__()
-        self.classes, self.image_size, self.frozen = tuple(classes), int(image_size), ()
+        self.classes, self.image_size, self.frozen, self.frozen_norms = tuple(classes), int(image_size), (), False
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
 
@@ -51,8 +51,10 @@ class Detector(nn.Module):
     def train(self, mode=True):
         super().train(mode)
         for m in self._frozen_modules(): m.eval()
+        for m in self._frozen_norms(): m.eval()
         return self
     def _frozen_modules(self): return [m for s in self.frozen for m in self.stages()[s]]
+    def _frozen_norms(self): return [m for m in self.modules() if self.frozen_norms and isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 # %% ../nbs/03_model.ipynb #aeca82af
 @patch

@@ -123,7 +123,7 @@ def open_run(cfg:TrainConfig, # `run` and `resume` of it are used
     name = run_name(cfg.run, output)
     folder = runs_dir()/name
     if not cfg.resume:
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and any(not p.name.endswith(".tmp") for p in folder.iterdir()):     # a run killed as it began has left nothing else
             raise FileExistsError(f"there is a run `{name}` already, in {folder}. Continue it with `-p resume True`, or choose a new name: "
                                   f"another output notebook, or `-p run {name}-2`.")
         return Run(name, folder)

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['LABELS', 'UNBOXED', 'check_device', 'device_name', 'make_detector', 'check_inputs', 'Data', 'get_tables', 'get_data',
            'split_table', 'weigh_classes', 'plot_lr', 'save_figure', 'choose_lr', 'checkpoint_facts', 'start',
-           'best_by', 'epochs_done', 'fit', 'amend_checkpoint', 'finish', 'result_line', 'make_figures', 'close',
-           'train']
+           'best_by', 'fit', 'amend_checkpoint', 'finish', 'result_line', 'make_figures', 'close', 'train']
 
 # %% ../nbs/04_train.ipynb #8f586139
 import platform, shutil, tempfile
@@ -23,15 +22,18 @@ from .calibrate import fit_calibration, scored_detections
 from .config import TrainConfig, injected_names, notebook_config
 from .data import Tables, class_set, data_hash, few, load_tables, resolve_source
 from .dataset import CXRDataset, load_pixels
+from .finders import explained, find_lr as lr_range_test
 from .fullreport import RULES
 from .losses import balanced_weights
 from .metrics import blind_floor, evaluate_detections, floor_predictions
 from .files import atomic_write, check_space
 from .model import create_detector, load_detector, open_checkpoint
-from .module import DetectionData, DetectionModule, find_lr as lr_range_test, make_trainer, predict_dataset, quiet_lightning
+from .module import DetectionData, DetectionModule, make_trainer, predict_dataset, quiet_lightning
 from .operate import choose_points, operating
+from .optim import param_groups
 from .plot import grid
 from .preflight import preflight
+from .recovery import stopped_early
 from .report import best_cases, metrics_table, plot_confusion, plot_history, show_cases, worst_cases
 from .run import Run, continued, local_path, mlflow_logger, open_run, papermill_output, plain, record, write_json
 from .split import Split, limit_tables, patient_hash, split_patients
@@ -63,7 +65,9 @@ def make_detector(cfg:TrainConfig, # architecture, backbone, image_size ...
         if not asked: raise
         raise ValueError(f"the detector {cfg.architecture} has ways of its own and does not take {', '.join(asked)} ({e}); leave them at their defaults") from None
     if cfg.class_weights != "none" and not hasattr(det, "criterion"): raise ValueError(f"the detector {cfg.architecture} takes no `class_weights`; leave them at none")
-    if cfg.freeze: det.freeze([s for s in cfg.freeze.split("+") if s])
+    det.frozen_norms = cfg.freeze_bn
+    det.freeze(cfg.freeze) if cfg.freeze else det.train()
+    param_groups(det, cfg.weight_decay, cfg.lr, cfg.backbone_lr)       # says what can't be trained
     return det
 
 # %% ../nbs/04_train.ipynb #188b7344
@@ -180,10 +184,10 @@ def start(cfg:TrainConfig, run:Run, data:Data, device="cpu", logger=None, **fact
         raise ValueError(f"the run `{run.name}` can't be resumed on other images: the split was {run.config['manifest_hash']}, the images {run.config['data_hash']} "
                          f"({run.config.get('data_says', '')}); now they are {now['manifest_hash']}, {now['data_hash']} ({data.says}). Give the same images, or start a new run.")
     run.folder.mkdir(parents=True, exist_ok=True)
-    atomic_write(run.path("split.csv"), lambda p: data.split.manifest.to_csv(p, index=False))
     write_json(run.path("config.json"), record(cfg, run, data_root=data.root, class_names=data.tables.classes, data_resolved=data.source, data_says=data.says,
         labels=data.tables.info["labels"], **now, skipped=data.tables.info.get("skipped", {}), augment_policy=data.policy,
         ignore_in_loss=cfg.unboxed == "ignore", device=device_name(device), mlflow_run_id=getattr(logger, "run_id", None), **facts))
+    atomic_write(run.path("split.csv"), lambda p: data.split.manifest.to_csv(p, index=False))
     return run
 
 # %% ../nbs/04_train.ipynb #8aa32295
@@ -191,22 +195,22 @@ def best_by(cfg:TrainConfig, data:Data)->str:
     "What the best checkpoint is best in: cfg.monitor, or val_loss where the validation side has no box."
     return cfg.monitor if len(data.val.tables.boxes) else "val_loss"
 
-def epochs_done(run:Run)->int:
-    "How many epochs the run has behind it."
-    return int(open_checkpoint(run.last)["epoch"])+1 if run.last.exists() else 0
-
 # %% ../nbs/04_train.ipynb #f6cf4d33
 def fit(cfg:TrainConfig, run:Run, data:Data, detector, logger=None, show=print): # None; the checkpoints and history.csv are in run.folder
     "Train, or continue a resumed run."
-    done = epochs_done(run) if run.resumed else 0
+    last = open_checkpoint(run.last) if run.resumed and run.last.exists() else {}
+    done = last.get("epoch", -1)+1
+    for left_over in run.folder.glob(".*.tmp"): left_over.unlink()       # half of a checkpoint, written when the run was killed
+    if stopped_early(last, cfg.early_stop): return show(f"resumed after {done} of {cfg.epochs} epochs, where early stopping had ended it: nothing left to do; raise `early_stop` to train longer")
     if run.resumed: show(f"resumed after {done} of {cfg.epochs} epochs" + (": nothing left to do; raise `epochs` to train longer" if done >= cfg.epochs else ""))
     if done >= cfg.epochs: return
-    check_space(run.folder, 2*3*sum(p.numel()*p.element_size() for p in detector.parameters())) # best and last, each with the optimiser's two numbers a weight
+    copies = 3 + (cfg.average != "none")                                 # the weights, the optimiser's two numbers for each, and their average
+    check_space(run.folder, 2*copies*sum(p.numel()*p.element_size() for p in detector.parameters()))
     module = DetectionModule(detector, cfg, checkpoint_facts(cfg, run, data), best_by(cfg, data))
     with quiet_lightning():
         trainer = make_trainer(cfg, run.folder, logger or False, best_by(cfg, data), show)
         if logger and not run.resumed: logger.log_hyperparams(run.config)
-        trainer.fit(module, datamodule=data.loaders, ckpt_path=run.last if done else None, weights_only=True)
+        explained(lambda: trainer.fit(module, datamodule=data.loaders, ckpt_path=run.last if done else None, weights_only=True), detector, data.loaders, cfg)
 
 # %% ../nbs/04_train.ipynb #d75d51e3
 def amend_checkpoint(path, **facts):

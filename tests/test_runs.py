@@ -202,8 +202,9 @@ def test_bad_image(tmp_path, small_set, monkeypatch):
 
 
 SETTINGS = {
-    "frozen": dict(find_lr=True, freeze="backbone", optimizer="adam", scheduler="plateau"),
-    "folds": dict(folds=2, fold=1, classes="nih8", optimizer="sgd", lr=1e-3, scheduler="step", anchor_scale=0, monitor="val_loss"),
+    "frozen": dict(find_lr=True, freeze="backbone", optimizer="adam", scheduler="plateau", thaw_epoch=1, epochs=2, backbone_lr=0.1, warmup=1,
+                   average="ema", accumulate=2),
+    "folds": dict(folds=2, fold=1, classes="nih8", optimizer="sgd", lr=1e-3, scheduler="step", anchor_scale=0, monitor="val_loss", freeze_bn=True),
     "bf16": dict(precision="bf16", num_workers=1),
     "stops": dict(early_stop=1, monitor="map", scheduler="none", epochs=12, lr=1e-9, weight_decay=0),
 }
@@ -215,13 +216,21 @@ def test_settings(tmp_path, tiny_set, monkeypatch, name):
     from cxr_nbdev.config import TrainConfig
     from cxr_nbdev.train import train
     from functools import partial
-    from cxr_nbdev.module import find_lr
+    import torch
+    from cxr_nbdev.finders import find_lr
     monkeypatch.setenv("CXR_RUNS", str(tmp_path))
     monkeypatch.setattr("cxr_nbdev.train.lr_range_test", partial(find_lr, steps=30))
     train(TrainConfig(**{"run": name, "data": "synthetic", "data_root": str(tiny_set), "image_size": 128, "epochs": 1, "batch_size": 4, "accelerator": "cpu", **SETTINGS[name]}))
     config, n = load(tmp_path/name/"config.json"), (tmp_path/name/"history.csv").read_text().count("\n")-1
     if name == "frozen": assert 1e-6 < config["lr"] < .3 and config["lr"] != TrainConfig().lr and not list((tmp_path/name).glob(".lr_find*"))
     if name == "folds": assert len(config["class_names"]) == 8 and set(load(tmp_path/name/"metrics.json")["val"]["per_class"]) == set(config["class_names"])
+    ck = torch.load(tmp_path/name/"last.ckpt", weights_only=True)
+    assert all(bool(v.any()) == (name != "folds") for k, v in ck["state_dict"].items() if k.endswith("running_mean")), "frozen batch norm stands still, any other moves"
+    if name == "frozen":
+        opt, now, averaged = ck["optimizer_states"][0], ck["current_model_state"], ck["state_dict"]
+        assert {int(o["step"]) for o in opt["state"].values()} == {1, 2} and len(opt["state"]) == sum(len(o["params"]) for o in opt["param_groups"]), "the backbone trains from the second epoch on"
+        assert opt["param_groups"][2]["lr"] == pytest.approx(opt["param_groups"][0]["lr"]/10) and opt["param_groups"][2]["name"] == "backbone kernels"
+        assert not all(torch.equal(now[k], averaged[k]) for k in now if "backbone" in k)
     if name == "stops": assert n < 12, "at a learning rate of 1e-9 nothing gets better for long"
 
 

@@ -1,0 +1,171 @@
+"""A run that is killed at any moment and continued ends as if nothing had happened: the same weights, bit for bit, and the same history."""
+import multiprocessing
+import os
+import random
+import signal
+import time
+from unittest import mock
+
+import pandas as pd
+import pytest
+import torch
+from conftest import ENV
+
+FORK = multiprocessing.get_context("forkserver")
+FORK.set_forkserver_preload(["nbdev.test", "torch", "pytorch_lightning", "effdet", "albumentations", "seaborn", "cxr_nbdev.train"])
+RUN = dict(data="synthetic", image_size=64, epochs=3, batch_size=4, accelerator="cpu", val_fraction=0.3, augment="cxr", lr=1e-3, monitor="val_loss")
+KINDS = {  # what a checkpoint has to carry
+    "quick": dict(architecture="stub", average="ema"),
+    "ema": dict(average="ema"),
+    "swa": dict(average="swa", swa_start=0.4, scheduler="cosine", warmup=2, optimizer="sgd", accumulate=2),
+    "plateau": dict(scheduler="plateau", average="ema", freeze="backbone", thaw_epoch=1, backbone_lr=0.3, num_workers=1),
+    "stops": dict(early_stop=1, lr=1e-12, scheduler="none", monitor="map", epochs=6),
+}
+
+
+def stub(name, classes, image_size, **kwargs):
+    "A detector in milliseconds that has what makes resuming hard: batch norm and dropout."
+    from cxr_nbdev.model import Detector
+
+    class Stub(Detector):
+        def __init__(self):
+            super().__init__(classes, image_size)
+            self.net = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 8, 8), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Dropout())
+            self.head = torch.nn.Linear(8*(image_size//8)**2, 5*len(classes))
+        def out(self, x): return self.head(self.net(x)).view(len(x), -1, 5)
+        def loss_terms(self, x, targets):
+            there = torch.stack([torch.zeros(len(classes)).index_fill(0, t["labels"], 1.) for t in targets])
+            out = self.out(x)
+            return dict(class_loss=torch.nn.functional.binary_cross_entropy_with_logits(out[..., 0], there), box_loss=out[..., 1:].square().mean())
+        def detect(self, x):
+            boxes = lambda o: torch.cat([o[:, 1:3].sigmoid()*image_size/2, image_size/2+o[:, 3:].sigmoid()*image_size/2], 1)
+            found = [(o, o[:, 0].sigmoid().sort(descending=True)) for o in self.out(x)]
+            return [dict(boxes=boxes(o)[by.indices], scores=by.values, labels=by.indices) for o, by in found]
+        def stages(self): return dict(backbone=[self.net], heads=[self.head])
+    det = Stub()
+    det.name = name
+    return det
+
+
+def dying(where, at):
+    "Checkpoints of which the `at`-th write kills the process: half way through it, or right after it."
+    from cxr_nbdev.module import SafeCheckpoints
+
+    def half(checkpoint, path):
+        whole = path.with_suffix(".whole")
+        save(checkpoint, whole)
+        data = whole.read_bytes()
+        whole.unlink()
+        path.write_bytes(data[:len(data)//2])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    class Dying(SafeCheckpoints):
+        n = 0
+
+        def save_checkpoint(self, checkpoint, path, storage_options=None):
+            Dying.n += 1
+            with mock.patch("torch.save", half if (where, Dying.n) == ("within", at) else save): super().save_checkpoint(checkpoint, path)
+            if (where, Dying.n) == ("after", at): os.kill(os.getpid(), signal.SIGKILL)
+    save = torch.save
+    return Dying
+
+
+def train(values, folder, started, where="", at=0):
+    "What `cxr_train` does up to the end of the training, in a process of its own; `started` is set when the training begins."
+    os.environ.update(ENV, CXR_RUNS=str(folder))
+    torch.set_num_threads(1)
+    from cxr_nbdev import module, train as t
+    from cxr_nbdev.config import TrainConfig
+    from cxr_nbdev.model import register_detector
+    from cxr_nbdev.run import open_run
+    register_detector("stub", stub)
+    cfg = TrainConfig(**values, resume=(folder/values["run"]/"config.json").exists())
+    run = open_run(cfg)
+    device, detector = t.check_inputs(cfg)
+    data = t.get_data(cfg)
+    with mock.patch.object(module, "SafeCheckpoints", dying(where, at)):
+        t.start(cfg, run, data, device)
+        started.set()
+        t.fit(cfg, run, data, detector, show=lambda line: None)
+
+
+def once(values, folder, seconds=None, where="", at=0):
+    "One process: its exit code, and how long it trained. It is killed after `seconds` of training, or kills itself in a write."
+    started = FORK.Event()
+    p = FORK.Process(target=train, args=(values, folder, started, where, at))
+    p.start()
+    while not started.wait(0.2): assert p.is_alive(), f"it ended with {p.exitcode} before it had begun"
+    t = time.perf_counter()
+    p.join(seconds)
+    if p.is_alive(): p.kill()
+    p.join()
+    return p.exitcode, time.perf_counter()-t
+
+
+def same(a, b, at=""):
+    "Equal in every bit, down to the last number; paths and times may differ."
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), f"{at}: {a.keys() ^ b.keys()}"
+        for k in a:
+            if not str(k).endswith("_path") and k not in ("best_k_models", "dirpath"): same(a[k], b[k], f"{at}/{k}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), at
+        for i, (x, y) in enumerate(zip(a, b)): same(x, y, f"{at}/{i}")
+    elif torch.is_tensor(a): assert a.dtype == b.dtype and torch.equal(a, b), at
+    else: assert a == b or a != a and b != b, f"{at}: {a} and {b}"
+
+
+def history(folder): return pd.read_csv(folder/"history.csv", dtype=str).drop(columns=["seconds", "images_per_second"])
+
+
+@pytest.fixture(scope="session")
+def few_images(tmp_path_factory):
+    from cxr_nbdev.synth import make_synthetic
+    return make_synthetic(tmp_path_factory.mktemp("few")/"synthetic", n=20, size=64, seed=3)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory, few_images):
+    "Runs that nobody killed, each made when first asked for: (values, folder, seconds)."
+    made, home = {}, tmp_path_factory.mktemp("undisturbed")
+
+    def get(kind):
+        if kind not in made:
+            values = {**RUN, "data_root": str(few_images), "run": kind, **KINDS[kind]}
+            code, seconds = once(values, home)
+            assert code == 0
+            made[kind] = values, home/kind, seconds
+        return made[kind]
+    return get
+
+
+def check(kind, kills, undisturbed, home):
+    "Killed as `kills` says (seconds, or a write), then continued to the end: nothing differs."
+    values, whole, _ = undisturbed(kind)
+    for k in kills:
+        code, _ = once(values, home, **k)
+        assert code in (0, -signal.SIGKILL), f"it ended with {code}, not by the kill"
+    assert once(values, home)[0] == 0
+    assert sorted(o.name for o in (home/kind).iterdir()) == ["best.ckpt", "config.json", "history.csv", "last.ckpt", "split.csv"]
+    for name in ("best.ckpt", "last.ckpt"):
+        a, b = (torch.load(o/name, weights_only=True) for o in (whole, home/kind))
+        if name == "last.ckpt": assert ("averaging_state" in a) == (values.get("average", "none") != "none")
+        same({k: v for k, v in a.items() if k != "cxr_nbdev"}, {k: v for k, v in b.items() if k != "cxr_nbdev"}, name)
+    pd.testing.assert_frame_equal(history(whole), history(home/kind))
+
+
+def test_killed_twice(tmp_path, undisturbed):
+    "Half way through a write, and somewhere in the training."
+    seconds = undisturbed("quick")[2]
+    check("quick", [dict(where="within", at=random.Random(1).randint(3, 5)), dict(seconds=seconds*random.Random(2).random())], undisturbed, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_killed_anywhere(tmp_path, undisturbed, seed):
+    "Ten more, of a real network: any time, within any write, between best and last; once or twice."
+    rng = random.Random(seed)
+    kind = ("ema", "swa", "plateau", "stops")[seed % 4]
+    seconds = undisturbed(kind)[2]
+    anyhow = (lambda: dict(seconds=seconds*rng.random()), lambda: dict(where="within", at=rng.randint(1, 4)), lambda: dict(where="after", at=rng.randint(1, 4)))
+    check(kind, [anyhow[(seed+i) % 3]() for i in range(1+seed % 2)], undisturbed, tmp_path)
