@@ -140,7 +140,7 @@ def find_batch_size(detector:Detector, # is copied, stays as it is
 # %% ../nbs/03fa_finders.ipynb #57f639a6
 def plot_batch_sizes(curve:pd.DataFrame, n:int): # figure; what `find_batch_size` returned
     "Images a second and memory against the batch size, with the size that is suggested."
-    fig, axs = grid(1, 2, size=(3.6, 2.4))
+    fig, axs = grid(2, 2, size=(3.6, 2.4))
     for ax, y, label in zip(axs, ("images_per_second", "megabytes"), ("images a second", "memory, MB")):
         ax.plot(curve.batch_size, curve[y], "o-"); ax.axvline(n, ls="--", color="k", lw=1)
         ax.set(xscale="log", xticks=curve.batch_size, xlabel="images a step", ylabel=label, ylim=(0, 1.1*curve[y].max()))
