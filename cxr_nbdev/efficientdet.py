@@ -24,6 +24,7 @@ with warnings.catch_warnings():   # effdet calls torch.jit.script as it is impor
     from effdet.loss import DetectionLoss
 
 from .data import near
+from .lean import make_lean
 from .model import Detector
 
 # %% ../nbs/03c_efficientdet.ipynb #05145419
@@ -116,7 +117,7 @@ class EfficientDet(Detector):
         self.name, self.backbone, self.anchor_scale, self.max_det, self.nms_iou = name, backbone, cfg.anchor_scale, max_det, nms_iou
         self.box_weight, self.max_candidates = float(box_weight or cfg.box_loss_weight), cfg.max_detection_points
         self.bn_momentum = cfg.norm_kwargs.momentum = bn_momentum
-        self.net = EffDetNet(cfg, pretrained_backbone=False).to(memory_format=torch.channels_last)
+        self.net = make_lean(EffDetNet(cfg, pretrained_backbone=False).to(memory_format=torch.channels_last))
         self.anchors = Anchors.from_config(cfg)
         self.anchors.register_buffer("boxes", self.anchors.boxes, persistent=False)
         self.labeler, self.loss_fn = AnchorLabeler(self.anchors, len(classes)), DetectionLoss(cfg)
@@ -267,7 +268,7 @@ def _load_coco(self:EfficientDet, path):
     net = EffDetNet(cfg, pretrained_backbone=False)
     _load_file(lambda p: net.load_state_dict(torch.load(p, map_location="cpu", weights_only=True)), path)
     net.reset_head(num_classes=len(self.classes))
-    self.net = net.to(memory_format=torch.channels_last)
+    self.net = make_lean(net.to(memory_format=torch.channels_last))
 
 @patch
 def _load_backbone(self:EfficientDet, path):
