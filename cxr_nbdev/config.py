@@ -32,6 +32,7 @@ class TrainConfig:
     optimizer:str = "adamw"     # adamw, adam or sgd
     scheduler:str = "onecycle"  # cosine, plateau, step, onecycle or none
     precision:str = "32"        # 32, bf16 or 16 (mixed)
+    compile:bool = False        # torch.compile: minutes for the first step, then faster on a GPU; nothing gained on a CPU
     clip_norm:float = 10.0      # longest gradient that is let through; 0: any
     val_fraction:float = 0.15   # share of the patients held out, when folds is 0
     folds:int = 0               # 0: one hold-out by val_fraction; k: k folds of patients
@@ -44,8 +45,8 @@ class TrainConfig:
     early_stop:int = 0          # stop after so many epochs without a better monitor; 0: never
     skip_bad:bool = False       # go on without missing or unreadable images, and count them
     accelerator:str = "auto"    # auto, cpu, gpu or mps
-    devices:int = 1             # how many of them (more than 1 is not possible yet)
-    num_workers:int = 0         # processes that prepare images; 0: the training process itself
+    devices:int = 1             # how many of them on this machine, -1: all; more than 1 from a terminal, by cxr_train
+    num_workers:int = -1        # processes that prepare images; 0: the training process itself; -1: 0 on a CPU, up to 8 on a GPU
     limit:int = 0               # use only so many images, whole patients, classes in proportion; 0: all
     seed:int = 42               # decides the split, the weights at the start and every augmentation
     score_threshold:float = 0.3 # a finding counts as called from this score on
@@ -99,7 +100,7 @@ CHOICES = dict(optimizer=("adamw", "adam", "sgd"), scheduler=("cosine", "plateau
                accelerator=("auto", "cpu", "gpu", "mps"), subset=("auto", "val", "all", "unseen"), image_score=("max", "noisy_or"))
 RANGES = dict(anchor_scale=(0, 32), image_size=(32, 4096), epochs=(1, 100_000), batch_size=(1, 4096), lr=(1e-12, 10),
               weight_decay=(0, 10), clip_norm=(0, math.inf), val_fraction=(0.01, 0.9), folds=(0, 100), fold=(0, 99),
-              early_stop=(0, math.inf), num_workers=(0, 256), limit=(0, math.inf), seed=(0, 2**31-1), n_boot=(10, 100_000),
+              early_stop=(0, math.inf), num_workers=(-1, 256), limit=(0, math.inf), seed=(0, 2**31-1), n_boot=(10, 100_000),
               n_perm=(0, 100_000), pictures=(0, 1000))
 
 # %% ../nbs/03g_config.ipynb #d9ad2d74

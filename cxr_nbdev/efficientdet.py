@@ -26,6 +26,7 @@ with warnings.catch_warnings():   # effdet calls torch.jit.script as it is impor
 from .data import near
 from .lean import make_lean
 from .model import Detector
+from .ranks import positives_over_ranks
 
 # %% ../nbs/03c_efficientdet.ipynb #05145419
 def xyxy_to_yxyx(boxes): # (..., 4), either way round; the function is its own inverse
@@ -144,6 +145,7 @@ def loss_terms(self:EfficientDet, x, targets):
     with torch.no_grad():
         t = to_effdet_targets(targets)
         cls_t, box_t, n = self.labeler.batch_label_anchors(t["bbox"], t["cls"])
+        if self.training: n = (positives_over_ranks(n.sum())-1)[None]           # effdet divides by the sum, plus one
     _, class_loss, box_loss = self.loss_fn(cls_out, box_out, cls_t, box_t, n)
     return dict(class_loss=class_loss, box_loss=box_loss)
 
