@@ -53,7 +53,7 @@ class Case:
         pixels, self.tables = load_pixels(tables, self.size)
         self.data = CXRDataset(self.tables, self.size, make_policy(augment, self.size), 0, pixels)
         self.images, self.targets = collate([self.data[0, i % len(self.data)] for i in range(batch)])
-        self.cfg = TrainConfig(architecture=self.arch, image_size=self.size, batch_size=batch, epochs=1, augment=augment, precision=precision, num_workers=0,
+        self.cfg = TrainConfig(architecture=self.arch, image_size=self.size, batch_size=batch, epochs=1, augment=augment, precision=precision,
                                accelerator={"cuda": "gpu"}.get(device, device))
     def detector(self):
         torch.manual_seed(0)
@@ -286,7 +286,7 @@ if __name__ == "__main__":
     p.add_argument("--loaders", action="store_true", help="instead: 0, 1 and 2 worker processes")
     p.add_argument("--alone", choices=VARIANTS, help=argparse.SUPPRESS)
     a = p.parse_args()
-    torch.set_num_threads(a.threads or int(os.environ.get("CXR_THREADS", 0)) or os.cpu_count())
+    torch.set_num_threads(a.threads or os.cpu_count())
     cases = (Case(name, a.batch, a.steps, a.device, a.precision, a.augment) for name in a.only or CONFIGS)
     if a.alone: alone(next(cases), a.alone)
     else:

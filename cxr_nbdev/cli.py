@@ -154,15 +154,16 @@ def train_main(argv=None): # exit status
         for o in jobs: check_recipe(recipe, o)
         values = [compose(recipe, o) for o in jobs]
     except Exception as e: return _stop(e) # Hydra, OmegaConf and YAML have kinds of their own
-    from cxr_nbdev.ranks import started_from_outside
+    from cxr_nbdev.ranks import is_first, started_from_outside
     if started_from_outside() and not all(v["run"] for v in values): return _stop(ValueError("every process has to know the run's name before the first one can tell it: give run=NAME"))
     names = [os.environ[RANKS_RUN]] if RANKS_RUN in os.environ else run_names([v["run"] for v in values], recipe.stem)
     if len(names) > 1 and any(v["devices"] != 1 for v in values): return _stop(ValueError("a sweep runs on one device at a time: leave `devices` at 1, or start the runs one by one"))
     failed = []
     for v, name, o in zip(values, names, jobs):
         if a.cfg: print("\n".join(f"{k}: {x!r}" for k, x in v.items())); continue
-        print(f"cxr_train: run `{name}` {' '.join(o)}", flush=True)
-        try: print(f"cxr_train: done, {run_recipe(v, name, [x.partition('=')[0].lstrip('+') for x in o])}")
+        say = print if is_first() else lambda *a, **kw: None
+        say(f"cxr_train: run `{name}` {' '.join(o)}", flush=True)
+        try: say(f"cxr_train: done, {run_recipe(v, name, [x.partition('=')[0].lstrip('+') for x in o])}")
         except Exception as e: failed.append(name); _stop(e)
     if failed and len(jobs) > 1: print(f"cxr_train: {len(failed)} of {len(jobs)} runs failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
