@@ -38,6 +38,7 @@ class TrainConfig:
     optimizer:str = "adamw"     # adamw, adam or sgd
     scheduler:str = "onecycle"  # cosine, plateau, step, onecycle or none
     precision:str = "32"        # 32, bf16 or 16 (mixed)
+    compile:bool = False        # torch.compile: minutes for the first step, then faster on a GPU; nothing gained on a CPU
     clip_norm:float = 10.0      # longest gradient that is let through; 0: any
     average:str = "none"        # of the weights, validated and saved: none, ema (forgets the oldest) or swa (mean of the last part)
     ema_decay:float = 0.999     # most that the ema keeps of itself at a step; it starts lower
@@ -58,8 +59,8 @@ class TrainConfig:
     early_stop:int = 0          # stop after so many epochs without a better monitor; 0: never
     skip_bad:bool = False       # go on without missing or unreadable images, and count them
     accelerator:str = "auto"    # auto, cpu, gpu or mps
-    devices:int = 1             # how many of them (more than 1 is not possible yet)
-    num_workers:int = 0         # processes that prepare images; 0: the training process itself
+    devices:int = 1             # how many of them on this machine, -1: all; more than 1 from a terminal, by cxr_train
+    num_workers:int = -1        # processes that prepare images; 0: the training process itself; -1: 0 on a CPU, up to 8 on a GPU
     limit:int = 0               # use only so many images, whole patients, classes in proportion; 0: all
     seed:int = 42               # decides the split, the weights at the start and every augmentation
     score_threshold:float = 0.3 # a finding counts as called from this score on
@@ -125,7 +126,7 @@ RANGES = dict(anchor_scale=(0, 32), label_smoothing=(0, 0.5), nms_iou=(0, 1), sc
               weight_decay=(0, 10), clip_norm=(0, math.inf),
               ema_decay=(0, 0.999999), swa_start=(0, 1), warmup=(-1, 1e6), backbone_lr=(1e-6, 10), thaw_epoch=(0, math.inf), accumulate=(1, 4096),
               val_fraction=(0.01, 0.9), folds=(0, 100), fold=(0, 99),
-              early_stop=(0, math.inf), num_workers=(0, 256), limit=(0, math.inf), seed=(0, 2**31-1), n_boot=(10, 100_000),
+              early_stop=(0, math.inf), num_workers=(-1, 256), limit=(0, math.inf), seed=(0, 2**31-1), n_boot=(10, 100_000),
               n_perm=(0, 100_000), pictures=(0, 1000))
 
 # %% ../nbs/03g_config.ipynb #d9ad2d74

@@ -22,6 +22,7 @@ with warnings.catch_warnings():   # effdet calls torch.jit.script as it is impor
     from effdet.anchors import Anchors
 
 from .data import near
+from .lean import make_lean
 from .losses import BOX_WEIGHTS, DetectionLosses
 from .model import Detector
 from .postprocess import check_postprocess, postprocess
@@ -119,7 +120,7 @@ class EfficientDet(Detector):
         self.criterion = DetectionLosses(len(classes), class_loss, box_loss, matching, label_smoothing, class_weights)
         self.set_postprocess(nms=nms, nms_iou=nms_iou, soft_sigma=soft_sigma, max_candidates=max_candidates, max_det=max_det, score_floor=score_floor)
         self.bn_momentum = cfg.norm_kwargs.momentum = bn_momentum
-        self.net = EffDetNet(cfg, pretrained_backbone=False).to(memory_format=torch.channels_last)
+        self.net = make_lean(EffDetNet(cfg, pretrained_backbone=False).to(memory_format=torch.channels_last))
         self.anchors = Anchors.from_config(cfg)
         self.anchors.register_buffer("boxes", self.anchors.boxes, persistent=False)
 
@@ -263,7 +264,7 @@ def _load_coco(self:EfficientDet, path):
     net = EffDetNet(cfg, pretrained_backbone=False)
     _load_file(lambda p: net.load_state_dict(torch.load(p, map_location="cpu", weights_only=True)), path)
     net.reset_head(num_classes=len(self.classes))
-    self.net = net.to(memory_format=torch.channels_last)
+    self.net = make_lean(net.to(memory_format=torch.channels_last))
 
 @patch
 def _load_backbone(self:EfficientDet, path):

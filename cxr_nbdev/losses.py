@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from .data import near
 from .matching import MATCHERS, decode_boxes, pad_targets, pair_iou, targets_at
+from .ranks import positives_over_ranks
 
 # %% ../nbs/03bb_losses.ipynb #6f2fe51f
 def cross_entropy(x, t, smoothing:float=0.): # logits and targets from 0 to 1; returns the same shape
@@ -148,8 +149,9 @@ def targets(self:DetectionLosses, targets, anchors, levels, per_cell): # anchors
 
 @patch
 def count(self:DetectionLosses, at): # scalar tensor
-    "What the sums are divided by: the anchors that learn, by their weights, and one."
-    return (at["weight"]*at["box_weight"]).sum() + 1
+    "What the sums are divided by: the anchors that learn, by their weights, and one; in a training on several devices, those of all of them."
+    n = (at["weight"]*at["box_weight"]).sum()
+    return positives_over_ranks(n) if self.training else n + 1
 
 # %% ../nbs/03bb_losses.ipynb #45f7d564
 @patch

@@ -83,6 +83,13 @@ def _check_targets(self:Detector, images, targets):
     if wrong.any(): raise ValueError(f"box {[round(v, 1) for v in b[wrong][0].tolist()]} is not x1, y1, x2, y2 inside the {self.image_size} px frame "
                                      "that the images are in; are the boxes still in the original frame, or x, y, width, height?")
 
+# %% ../nbs/03_model.ipynb #bcbca0cf
+@patch
+def check_batch(self:Detector, images, targets):
+    "ValueError unless `losses` can take them."
+    self._check_images(images)
+    self._check_targets(images, targets)
+
 # %% ../nbs/03_model.ipynb #8ea2220f
 @patch
 def normalise(self:Detector, images): # uint8 (B, 1, H, W); returns float32 (B, 1 or 3, H, W)
@@ -93,11 +100,11 @@ def normalise(self:Detector, images): # uint8 (B, 1, H, W); returns float32 (B, 
 @patch
 def losses(self:Detector,
            images, # uint8 (B, 1, H, W)
-           targets # one dict an image: `boxes` float (n, 4) xyxy, `labels` int64 (n,) from 0; optional `ignore`, `weight`, `box_weights`; more keys are welcome
+           targets, # one dict an image: `boxes` float (n, 4) xyxy, `labels` int64 (n,) from 0; optional `ignore`, `weight`, `box_weights`; more keys are welcome
+           check=True # look at them first? A training does so before they go to the device, which would have to be waited for
           ): # dict of scalar tensors: class_loss, box_loss, and `loss`, their weighted sum
     "How wrong the detector is on this batch; `loss` is what to minimise."
-    self._check_images(images)
-    self._check_targets(images, targets)
+    if check: self.check_batch(images, targets)
     terms = self.loss_terms(self.normalise(images), targets)
     return {"loss": terms["class_loss"] + self.box_weight*terms["box_loss"], **terms}
 

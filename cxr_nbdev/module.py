@@ -26,6 +26,8 @@ from .metrics import evaluate_detections
 from .files import atomic_write
 from .model import Detector, checkpoint_header, open_checkpoint, to_original
 from .optim import Plateau, lr_factor, make_optimizer, monitor_mode, warmup_share
+from .fast import loader_workers, targets_to, use_fused
+from .ranks import RankSampler, average_buffers, from_rank_0, gather_predictions, rank_arguments, rank_batch, world
 from .recovery import BestOrLast, LossGuard, PatientStop
 
 # %% ../nbs/03f_module.ipynb #1c91f00d
@@ -36,13 +38,18 @@ class DetectionData(pl.LightningDataModule):
         super().__init__()
         self.train, self.val, self.batch_size, self.num_workers, self.seed = train, val, batch_size, num_workers, seed
 
-    def _loader(self, ds, shuffle):
-        return DataLoader(ds, self.batch_size, sampler=EpochSampler(len(ds), self.seed, shuffle), collate_fn=collate, num_workers=self.num_workers,
-                          drop_last=shuffle and len(ds) > self.batch_size, persistent_workers=self.num_workers > 0, pin_memory=torch.cuda.is_available(),
-                          generator=torch.Generator().manual_seed(self.seed))
+    def _loader(self, ds, n, shuffle, **share): # n: images a step of this process; share: of RankSampler
+        rank, size = world()
+        if len(ds) < size: raise ValueError(f"{len(ds)} images for {size} devices: each needs at least one; take fewer devices")
+        workers = loader_workers(self.num_workers, size)
+        return DataLoader(ds, n, sampler=RankSampler(EpochSampler(len(ds), self.seed, shuffle), rank, size, **share), collate_fn=collate, num_workers=workers,
+                          persistent_workers=workers > 0, pin_memory=torch.cuda.is_available(), generator=torch.Generator().manual_seed(self.seed))
 
-    def train_dataloader(self): return self._loader(self.train, True)
-    def val_dataloader(self): return self._loader(self.val, False)
+    def train_dataloader(self):
+        return self._loader(self.train, rank_batch(self.batch_size, world()[1]), True, whole=self.batch_size if len(self.train) > self.batch_size else 0)
+    def val_dataloader(self):
+        n = max(1, min(self.batch_size, len(self.val)//world()[1]))
+        return self._loader(self.val, n, False, block=n)
 
 # %% ../nbs/03f_module.ipynb #f2466a14
 class DetectionModule(pl.LightningModule):
@@ -57,19 +64,22 @@ class DetectionModule(pl.LightningModule):
 
     def training_step(self, batch, i):
         images, targets = batch
-        losses = self.detector.losses(images, targets)
-        self.log_dict({f"train_{k}": v.detach() for k, v in losses.items()}, on_step=False, on_epoch=True, batch_size=len(images))
+        losses = self.detector.losses(images, targets, check=False)
+        self.log_dict({f"train_{k}": v.detach() for k, v in losses.items()}, on_step=False, on_epoch=True, batch_size=len(images), sync_dist=True)
         return losses["loss"]
 
     def validation_step(self, batch, i):
         images, targets = batch
-        losses = self.detector.losses(images, targets)
-        self.log_dict({f"val_{k}": v for k, v in losses.items()}, on_epoch=True, batch_size=len(images))
+        losses = self.detector.losses(images, targets, check=False)
+        self.log_dict({f"val_{k}": v for k, v in losses.items()}, on_epoch=True, batch_size=len(images), sync_dist=True)
         self.preds.update(predictions_by_id(self.detector.predict(images), targets))
 
     def on_train_epoch_start(self): self.begin_epoch()
-    def on_validation_epoch_start(self): self.preds = {}
+    def on_validation_epoch_start(self): self.preds = average_buffers(self.detector) or {}
     def on_validation_epoch_end(self): self.score_epoch()
+    def on_before_batch_transfer(self, batch, i): return self.detector.check_batch(*batch) or batch
+    def transfer_batch_to_device(self, batch, device, i): return batch[0].to(device, non_blocking=device.type == "cuda"), targets_to(batch[1], device)
+    def setup(self, stage): self.compile_network()
     def configure_optimizers(self): return self.make_optimizers()
     def on_save_checkpoint(self, ckpt): self.add_header(ckpt)
     def on_load_checkpoint(self, ckpt): self._plateau_state = ckpt.get("plateau")
@@ -89,12 +99,18 @@ def predictions_by_id(preds, # list of dicts of tensors from Detector.predict
     return {t["image_id"]: {k: v.detach().float().cpu().numpy() if v.is_floating_point() else v.cpu().numpy() for k, v in p.items()}
             for p, t in zip(to_original(preds, targets), targets)}
 
+# %% ../nbs/03f_module.ipynb #186e9690
+@patch
+def compile_network(self:DetectionModule):
+    "With `compile`: let PyTorch write code for the network; in place, so that weights keep their names in a checkpoint."
+    if self.cfg.compile: self.detector.net.compile()
+
 # %% ../nbs/03f_module.ipynb #dc84b172
 @patch
 def make_optimizers(self:DetectionModule):
     "The optimiser, with a schedule that moves at every step; `plateau` has a factor that moves at the end of a validation."
     c = self.cfg
-    opt = make_optimizer(c.optimizer, self.detector, c.lr, c.weight_decay, c.backbone_lr, waiting=c.thaw_epoch > 0)
+    opt = use_fused(make_optimizer(c.optimizer, self.detector, c.lr, c.weight_decay, c.backbone_lr, waiting=c.thaw_epoch > 0))
     total = max(1, int(self.trainer.estimated_stepping_batches))
     warmup = warmup_share(c.scheduler, c.warmup, total)
     hold = max(warmup, first_swa_epoch(c.swa_start, c.epochs)/c.epochs) if c.average == "swa" else 1.
@@ -109,8 +125,9 @@ def make_optimizers(self:DetectionModule):
 def score_epoch(self:DetectionModule):
     "mAP and its parts on the validation images of this epoch; moves the plateau schedule."
     tables = self.trainer.datamodule.val.tables
+    self.preds = gather_predictions(self.preds)
     if self.trainer.sanity_checking or len(self.preds) < len(tables): return
-    self.val_metrics = m = evaluate_detections(self.preds, tables, self.cfg.score_threshold)
+    self.val_metrics = m = from_rank_0(lambda: evaluate_detections(self.preds, tables, self.cfg.score_threshold))
     flat = {k: m[k] for k in ("map", "map_50", "map_30", "map_plain_50", "sensitivity", "specificity")}
     flat |= {f"ap_50/{c.replace('/', '_')}": v["ap_50"] for c, v in m["per_class"].items()}
     self.log_dict({k: float(v) for k, v in flat.items() if v is not None})
@@ -146,22 +163,25 @@ class EpochLog(pl.Callback):
         self.path, self.show, self.rows, self.live, self.rate = Path(path), show, [], LiveLine(), 0.
     def on_train_start(self, trainer, module):
         self.rows = [r for r in read_history(self.path) if r["epoch"] < trainer.current_epoch]
+        if not trainer.is_global_zero: return
         self.live(f"training for {trainer.max_epochs-trainer.current_epoch} epochs", last=True)
         self.show("epoch  " + "  ".join(f"{c:>10}" for c in self.columns.values()))
     def on_train_epoch_start(self, trainer, module): self.start = time.perf_counter()
     def on_train_batch_end(self, trainer, module, outputs, batch, i):
         spent = time.perf_counter()-self.start
         n = (i+1)*trainer.datamodule.batch_size
+        if not trainer.is_global_zero: return
         self.live(f"epoch {trainer.current_epoch+1} of {trainer.max_epochs}, step {i+1} of {trainer.num_training_batches}, {n/spent:.1f} images/s")
         if i+1 == trainer.num_training_batches: self.rate = n/spent
     def on_train_epoch_end(self, trainer, module):
         row = dict(epoch=trainer.current_epoch, lr=trainer.optimizers[0].param_groups[0]["lr"], seconds=time.perf_counter()-self.start, images_per_second=self.rate)
         row |= {k: float(v) for k, v in trainer.callback_metrics.items() if k not in row}
         self.rows.append(row)
-        write_history(self.path, self.rows)
+        if trainer.is_global_zero: write_history(self.path, self.rows)
         self.live.clear()
-        self.show(f"{row['epoch']+1:5}  " + "  ".join(f"{show_number(row.get(c)):>10}" for c in self.columns))
+        if trainer.is_global_zero: self.show(f"{row['epoch']+1:5}  " + "  ".join(f"{show_number(row.get(c)):>10}" for c in self.columns))
     def on_fit_end(self, trainer, module):
+        if not trainer.is_global_zero: return
         done = self.rows[-1]["epoch"]+1 if self.rows else 0
         self.live(f"{done} epochs in {sum(r['seconds'] for r in self.rows):.0f} s", last=True)
 
@@ -226,7 +246,7 @@ def make_trainer(cfg, # a TrainConfig
     if logger: cbs.append(LearningRateMonitor("epoch"))
     return pl.Trainer(max_epochs=cfg.epochs, accelerator=cfg.accelerator, devices=cfg.devices, precision=PRECISION[cfg.precision], logger=logger,
                       gradient_clip_val=cfg.clip_norm or None, accumulate_grad_batches=cfg.accumulate, callbacks=cbs, plugins=[SafeCheckpoints()], default_root_dir=folder, num_sanity_val_steps=0,
-                      enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1, use_distributed_sampler=False)
+                      enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1, use_distributed_sampler=False, **rank_arguments(cfg.devices))
 
 PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 

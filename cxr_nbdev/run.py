@@ -91,7 +91,7 @@ def read_json(path)->dict:
     except ValueError as e: raise ValueError(f"{path} is not readable as JSON ({e})") from None
 
 # %% ../nbs/03h_run.ipynb #69d19c07
-MAY_DIFFER = {"run", "resume", "epochs", "early_stop", "data_root", "skip_bad", "find_lr", "accelerator", "devices", "num_workers",
+MAY_DIFFER = {"run", "resume", "epochs", "early_stop", "data_root", "skip_bad", "find_lr", "accelerator", "devices", "num_workers", "compile",
               "tracking_uri", "score_threshold"}
 
 # %% ../nbs/03h_run.ipynb #61f6cd7b

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['LABELS', 'UNBOXED', 'check_device', 'device_name', 'make_detector', 'check_inputs', 'Data', 'get_tables', 'get_data',
            'split_table', 'weigh_classes', 'plot_lr', 'save_figure', 'choose_lr', 'checkpoint_facts', 'start',
-           'best_by', 'fit', 'amend_checkpoint', 'finish', 'result_line', 'make_figures', 'close', 'train']
+           'best_by', 'fit', 'amend_checkpoint', 'finish', 'result_line', 'make_figures', 'close', 'train',
+           'train_ranks']
 
 # %% ../nbs/04_train.ipynb #8f586139
 import platform, shutil, tempfile
@@ -33,16 +34,16 @@ from .operate import choose_points, operating
 from .optim import param_groups
 from .plot import grid
 from .preflight import preflight
+from .ranks import check_ranks, is_first, leave_ranks
 from .recovery import stopped_early
 from .report import best_cases, metrics_table, plot_confusion, plot_history, show_cases, worst_cases
-from .run import Run, continued, local_path, mlflow_logger, open_run, papermill_output, plain, record, write_json
+from .run import Run, continued, local_path, mlflow_logger, open_run, papermill_output, plain, record, runs_dir, write_json
 from .split import Split, limit_tables, patient_hash, split_patients
 from .stats import add_intervals, evaluate_floor
 
 # %% ../nbs/04_train.ipynb #0458a54b
-def check_device(accelerator="auto", precision="32", devices=1): # 'cuda', 'mps' or 'cpu'; ValueError where there is no such device
+def check_device(accelerator="auto", precision="32"): # 'cuda', 'mps' or 'cpu'; ValueError where there is no such device
     "The device that will compute."
-    if devices != 1: raise ValueError(f"`devices` is {devices}: training on several devices at once is not possible yet; leave it at 1")
     have = dict(gpu=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
     kind = next(k for k in ("gpu", "mps", "cpu") if have[k]) if accelerator == "auto" else accelerator
     if not have[kind]: raise ValueError(f"`accelerator` is {kind!r}, but torch finds no such device here; there is: {', '.join(k for k, v in have.items() if v)}")
@@ -71,10 +72,13 @@ def make_detector(cfg:TrainConfig, # architecture, backbone, image_size ...
     return det
 
 # %% ../nbs/04_train.ipynb #188b7344
-def check_inputs(cfg:TrainConfig): # (device, detector); one error with all that is wrong
+def check_inputs(cfg:TrainConfig, # to be trained
+                 launch=False # may this process start others, on further devices?
+                ): # (device, detector); one error with all that is wrong
     "What can be checked before any image is read."
-    parts = dict(device=lambda: check_device(cfg.accelerator, cfg.precision, cfg.devices), detector=lambda: make_detector(cfg, tuple(class_set(cfg.classes))),
-                 policy=lambda: make_policy(cfg.augment, cfg.image_size), folder=lambda: resolve_source(cfg.data, cfg.data_root))
+    parts = dict(device=lambda: check_device(cfg.accelerator, cfg.precision), detector=lambda: make_detector(cfg, tuple(class_set(cfg.classes))),
+                 policy=lambda: make_policy(cfg.augment, cfg.image_size), folder=lambda: resolve_source(cfg.data, cfg.data_root),
+                 ranks=lambda: check_ranks(cfg.devices, cfg.batch_size, cfg.find_lr, launch or cfg.resume))
     made, wrong = {}, []
     for k, make in parts.items():
         try: made[k] = make()
@@ -196,7 +200,7 @@ def best_by(cfg:TrainConfig, data:Data)->str:
     return cfg.monitor if len(data.val.tables.boxes) else "val_loss"
 
 # %% ../nbs/04_train.ipynb #f6cf4d33
-def fit(cfg:TrainConfig, run:Run, data:Data, detector, logger=None, show=print): # None; the checkpoints and history.csv are in run.folder
+def fit(cfg:TrainConfig, run:Run, data:Data, detector, logger=None, show=print, launch=False): # None; the checkpoints and history.csv are in run.folder
     "Train, or continue a resumed run."
     last = open_checkpoint(run.last) if run.resumed and run.last.exists() else {}
     done = last.get("epoch", -1)+1
@@ -204,6 +208,7 @@ def fit(cfg:TrainConfig, run:Run, data:Data, detector, logger=None, show=print):
     if stopped_early(last, cfg.early_stop): return show(f"resumed after {done} of {cfg.epochs} epochs, where early stopping had ended it: nothing left to do; raise `early_stop` to train longer")
     if run.resumed: show(f"resumed after {done} of {cfg.epochs} epochs" + (": nothing left to do; raise `epochs` to train longer" if done >= cfg.epochs else ""))
     if done >= cfg.epochs: return
+    check_ranks(cfg.devices, cfg.batch_size, launch=launch)
     copies = 3 + (cfg.average != "none")                                 # the weights, the optimiser's two numbers for each, and their average
     check_space(run.folder, 2*copies*sum(p.numel()*p.element_size() for p in detector.parameters()))
     module = DetectionModule(detector, cfg, checkpoint_facts(cfg, run, data), best_by(cfg, data))
@@ -284,3 +289,22 @@ def train(cfg:TrainConfig, # what to train
     close(run, logger, output)
     show(result_line(m))
     return m
+
+# %% ../nbs/04_train.ipynb #85ed6f39
+def train_ranks(cfg:TrainConfig, # with the name of the run
+                show=print # gets the lines of the progress
+               )->Run: # trained, not evaluated yet
+    "The training alone, on several devices; each of its processes comes through here, the first keeps the run's folder."
+    first = is_first()
+    run = open_run(cfg) if first or cfg.resume else Run(cfg.run, runs_dir()/cfg.run)
+    if run.resumed: cfg = continued(cfg, run.config)
+    device, detector = check_inputs(cfg, launch=True)
+    data = get_data(cfg)
+    logger = None
+    if first:
+        show(f"run `{run.name}`: {len(data.tables)} images. {data.says}")
+        logger = mlflow_logger(run, cfg.tracking_uri, run.config.get("mlflow_run_id") if run.resumed else None)
+        start(cfg, run, data, device, logger)
+    try: fit(cfg, run, data, detector, logger, show if first else lambda line: None, launch=True)
+    finally: leave_ranks()
+    return run

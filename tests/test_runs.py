@@ -80,7 +80,7 @@ def test_wrong_parameters(start, words):
 WRONG_VALUES = {  # the same in this process, where it costs no start of a kernel
     "did you mean `lr`": dict(lrr=1e-4), "3 problems": dict(lr="fast", epochs=0, scheduler="cosin"), "nowhere": dict(data="nih", data_root="nowhere"),
     "250": dict(image_size=250), "did you mean `tf_eff": dict(architecture="tf_efficientdet_lite00"), "no run `x` to resume": dict(resume=True),
-    "2 problems": dict(augment="cxrr", freeze="head"), "a score lies from 0 to 1": dict(score_threshold=-1), "`folds` is 1": dict(folds=1), "several devices": dict(devices=2)}
+    "2 problems": dict(augment="cxrr", freeze="head"), "a score lies from 0 to 1": dict(score_threshold=-1), "`folds` is 1": dict(folds=1), "cxr_train devices=2": dict(devices=2)}
 
 
 @pytest.mark.parametrize("says", WRONG_VALUES)
