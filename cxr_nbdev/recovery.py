@@ -24,6 +24,7 @@ class BestOrLast(ModelCheckpoint):
         here = lambda p: str(Path(self.dirpath)/Path(p).name) if p else p
         super().load_state_dict({**state, "dirpath": self.dirpath, "best_k_models": {here(p): v for p, v in state["best_k_models"].items()},
                                  **{k: here(state[k]) for k in ("best_model_path", "kth_best_model_path", "last_model_path")}})
+        self.current_score = state["current_score"]
 
 # %% ../nbs/03ec_recovery.ipynb #38bfb509
 class PatientStop(EarlyStopping):

@@ -169,3 +169,23 @@ def test_killed_anywhere(tmp_path, undisturbed, seed):
     seconds = undisturbed(kind)[2]
     anyhow = (lambda: dict(seconds=seconds*rng.random()), lambda: dict(where="within", at=rng.randint(1, 4)), lambda: dict(where="after", at=rng.randint(1, 4)))
     check(kind, [anyhow[(seed+i) % 3]() for i in range(1+seed % 2)], undisturbed, tmp_path)
+
+
+class Hostile:
+    "Touches a file where it is unpickled."
+
+    def __init__(self, path): self.path = path
+    def __reduce__(self): return type(self.path).touch, (self.path,)
+
+
+def test_hostile_checkpoint(tmp_path):
+    "A `last.ckpt` that holds code is refused by all that opens one, resuming included, and the code does not run."
+    from cxr_nbdev.model import load_detector, open_checkpoint
+    from cxr_nbdev.module import SafeCheckpoints
+    bad, trace = tmp_path/"last.ckpt", tmp_path/"i_was_here"
+    torch.save(dict(epoch=1, state_dict={}, callbacks=dict(x=Hostile(trace))), bad)
+    for opens in (open_checkpoint, load_detector, SafeCheckpoints().load_checkpoint, lambda p: SafeCheckpoints().load_checkpoint(p, weights_only=False)):
+        with pytest.raises(ValueError, match="is refused"): opens(bad)
+    assert not trace.exists()
+    torch.load(bad, weights_only=False)
+    assert trace.exists(), "it is not even hostile"
