@@ -23,6 +23,7 @@ class TrainConfig:
     architecture:str = "tf_efficientdet_lite0" # detector, see list_detectors()
     backbone:str = ""           # any timm features model; empty: the architecture's own
     pretrained:bool = False     # start from published weights (needs a network, once)
+    anchors:str = "fixed"       # fixed: anchor_scale and the usual ratios; fit: scale and ratios fitted to the training boxes
     anchor_scale:float = 3.0    # side of the smallest anchor in strides of its level, smaller finds smaller; 0: the architecture's own
     image_size:int = 256        # side of the square that the detector sees, in pixels
     epochs:int = 8              # passes over the training images
@@ -100,7 +101,8 @@ def read_value(value, # as it came from a notebook, a YAML file or a command lin
     raise ValueError(f"{value!r} is not {dict(bool='true or false', int='a whole number', float='a number', str='a word')[typ.__name__]}")
 
 # %% ../nbs/03g_config.ipynb #5884eba8
-CHOICES = dict(nms=("nms", "soft_linear", "soft_gaussian", "wbf"),
+CHOICES = dict(anchors=("fixed", "fit"),
+               nms=("nms", "soft_linear", "soft_gaussian", "wbf"),
                optimizer=("adamw", "adam", "sgd"), scheduler=("cosine", "plateau", "step", "onecycle", "none"),
                precision=("32", "bf16", "16"), monitor=("map_50", "map_30", "map", "val_loss"),
                accelerator=("auto", "cpu", "gpu", "mps"), subset=("auto", "val", "all", "unseen"), image_score=("max", "noisy_or"))
