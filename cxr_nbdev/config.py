@@ -23,6 +23,7 @@ class TrainConfig:
     architecture:str = "tf_efficientdet_lite0" # detector, see list_detectors()
     backbone:str = ""           # any timm features model; empty: the architecture's own
     pretrained:bool = False     # start from published weights (needs a network, once)
+    anchors:str = "fixed"       # fixed: anchor_scale and the usual ratios; fit: scale and ratios fitted to the training boxes
     anchor_scale:float = 3.0    # side of the smallest anchor in strides of its level, smaller finds smaller; 0: the architecture's own
     class_loss:str = "focal"    # what judges the classes: focal, quality or varifocal
     box_loss:str = "huber"      # what judges the boxes: huber, smooth_l1, giou, diou or ciou
@@ -118,7 +119,7 @@ def read_value(value, # as it came from a notebook, a YAML file or a command lin
 CHOICES = dict(optimizer=("adamw", "adam", "sgd"), scheduler=("cosine", "plateau", "step", "onecycle", "none"),
                precision=("32", "bf16", "16"), average=("none", "ema", "swa"),
                class_loss=("focal", "quality", "varifocal"), box_loss=("huber", "smooth_l1", "giou", "diou", "ciou"), matching=("iou", "atss"),
-               class_weights=("none", "balanced"), unboxed=("ignore", "absent"), nms=("nms", "soft_linear", "soft_gaussian", "wbf"),
+               anchors=("fixed", "fit"), class_weights=("none", "balanced"), unboxed=("ignore", "absent"), nms=("nms", "soft_linear", "soft_gaussian", "wbf"),
                monitor=("map_50", "map_30", "map", "val_loss"),
                accelerator=("auto", "cpu", "gpu", "mps"), subset=("auto", "val", "all", "unseen"), image_score=("max", "noisy_or", "head"))
 RANGES = dict(anchor_scale=(0, 32), label_smoothing=(0, 0.5), nms_iou=(0, 1), score_floor=(0, 1),

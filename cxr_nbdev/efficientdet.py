@@ -21,6 +21,7 @@ with warnings.catch_warnings():   # effdet calls torch.jit.script as it is impor
     from effdet import EfficientDet as EffDetNet, get_efficientdet_config
     from effdet.anchors import Anchors
 
+from .anchors import RATIOS, shape_pairs
 from .data import near
 from .lean import make_lean
 from .losses import BOX_WEIGHTS, DetectionLosses
@@ -94,13 +95,15 @@ def efficientdet_config(name:str, # one of effdet's configurations
                         n_classes:int,
                         image_size:int, # side in pixels
                         backbone:str="", # a network in timm; empty: the configuration's own
-                        anchor_scale:float=4.0 # side of the smallest anchor in strides; 0: the configuration's own
+                        anchor_scale:float=4.0, # side of the smallest anchor in strides; 0: the configuration's own
+                        anchor_ratios=None # pairs of width and height, or numbers: width divided by height; None: the usual ones
                        ): # omegaconf config, a fresh copy
     "effdet's configuration with our values in it."
     check_image_size(name, image_size)
     cfg = get_efficientdet_config(name)
     cfg.num_classes, cfg.image_size = n_classes, (image_size, image_size)
     cfg.anchor_scale = float(anchor_scale or cfg.anchor_scale)
+    cfg.aspect_ratios = shape_pairs(RATIOS if anchor_ratios is None else anchor_ratios)
     if backbone:
         cfg.backbone_name = backbone
         cfg.backbone_indices, cfg.backbone_args = backbone_views(backbone, image_size)
@@ -112,11 +115,12 @@ class EfficientDet(Detector):
     def __init__(self, name, classes, image_size, backbone="", anchor_scale=4.0, mean=None, std=None, max_det=100, nms_iou=0.5,
                  box_weight=None, bn_momentum=0.03,
                  class_loss="focal", box_loss="huber", matching="iou", label_smoothing=0., class_weights=None,
-                 nms="nms", soft_sigma=0.5, max_candidates=5000, score_floor=0.):
-        cfg = efficientdet_config(name, len(classes), image_size, backbone, anchor_scale)
+                 nms="nms", soft_sigma=0.5, max_candidates=5000, score_floor=0., anchor_ratios=None):
+        cfg = efficientdet_config(name, len(classes), image_size, backbone, anchor_scale, anchor_ratios)
         own_mean, own_std = normalisation(cfg)
         super().__init__(classes, image_size, mean or own_mean, std or own_std)
         self.name, self.backbone, self.anchor_scale, self.box_weight = name, backbone, cfg.anchor_scale, float(box_weight or BOX_WEIGHTS[box_loss])
+        self.anchor_ratios = [[round(v, 4) for v in p] for p in cfg.aspect_ratios]
         self.criterion = DetectionLosses(len(classes), class_loss, box_loss, matching, label_smoothing, class_weights)
         self.set_postprocess(nms=nms, nms_iou=nms_iou, soft_sigma=soft_sigma, max_candidates=max_candidates, max_det=max_det, score_floor=score_floor)
         self.bn_momentum = cfg.norm_kwargs.momentum = bn_momentum
@@ -125,7 +129,8 @@ class EfficientDet(Detector):
         self.anchors.register_buffer("boxes", self.anchors.boxes, persistent=False)
 
     def spec(self):
-        return {**super().spec(), **{k: getattr(self, k) for k in ("backbone", "anchor_scale", "box_weight", "bn_momentum")}, **self.criterion.spec(), **self.postprocessing}
+        own = {k: getattr(self, k) for k in ("backbone", "anchor_scale", "anchor_ratios", "box_weight", "bn_momentum")}
+        return {**super().spec(), **own, **self.criterion.spec(), **self.postprocessing}
 
     def set_postprocess(self, **changed): # any of nms, nms_iou, soft_sigma, max_candidates, max_det, score_floor; returns the detector
         "Change how answers become predictions, the other settings stay; the weights have nothing to do with it."
@@ -304,11 +309,14 @@ def create_efficientdet(name:str, # one of effdet's configurations
                         nms:str="nms", # how doubles are settled: nms, soft_linear, soft_gaussian or wbf
                         soft_sigma:float=0.5, # width of the bell of soft_gaussian
                         max_candidates:int=5000, # best answers an image that are looked at
-                        score_floor:float=0. # lowest score of a prediction
+                        score_floor:float=0., # lowest score of a prediction
+                        anchor_ratios=None # shapes of the anchors: pairs of width and height, or width divided by height; None: the usual three
                        ): # EfficientDet
     "An EfficientDet; what `create_detector` calls for all of effdet's names."
-    efficientdet_config(name, len(classes), image_size, backbone)            # names and sizes are checked before anything is fetched
+    cfg = efficientdet_config(name, len(classes), image_size, backbone, anchor_scale, anchor_ratios)    # checked before anything is fetched
+    if pretrained and cfg.url and not backbone and len(cfg.aspect_ratios) != len(RATIOS):
+        raise ValueError(f"the published weights of {name} are made for {len(RATIOS)} anchor ratios, these are {len(cfg.aspect_ratios)}. Next step: give {len(RATIOS)}, or pretrained=False")
     path = published_file(name, backbone) if pretrained else None
     det = EfficientDet(name, classes, image_size, backbone, anchor_scale, mean, std, max_det, nms_iou, box_weight, bn_momentum,
-                       class_loss, box_loss, matching, label_smoothing, class_weights, nms, soft_sigma, max_candidates, score_floor)
+                       class_loss, box_loss, matching, label_smoothing, class_weights, nms, soft_sigma, max_candidates, score_floor, anchor_ratios)
     return det.load_published(path) if pretrained else det

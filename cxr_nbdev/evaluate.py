@@ -72,6 +72,7 @@ def checkpoint_class_set(subject:Subject)->str:
         if tuple(class_set(name)) == has: return name
     raise ValueError(f"the classes of {subject.path} are {', '.join(has)}; no class set here has them: " + "; ".join(f"{n}: {', '.join(class_set(n))}" for n in CLASS_SETS))
 
+# %% ../nbs/05_eval.ipynb #a51c0de7
 def change_postprocess(subjects, cfg:EvalConfig)->str: # list of Subject; part of a file's name, such as 'soft_linear', empty where nothing is asked for
     "Let finished detectors settle doubles otherwise, as far as `cfg` asks for it."
     asked = {k: getattr(cfg, k) for k in ("nms", "nms_iou", "score_floor") if getattr(cfg, k) != getattr(EvalConfig, k)}

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'UNBOXED', 'check_device', 'device_name', 'make_detector', 'check_inputs', 'Data', 'get_tables', 'get_data',
-           'split_table', 'weigh_classes', 'plot_lr', 'save_figure', 'choose_lr', 'checkpoint_facts', 'start',
-           'best_by', 'fit', 'amend_checkpoint', 'finish', 'result_line', 'make_figures', 'close', 'train',
-           'train_ranks']
+           'split_table', 'choose_anchors', 'anchor_report', 'weigh_classes', 'plot_lr', 'save_figure', 'choose_lr',
+           'checkpoint_facts', 'start', 'best_by', 'fit', 'amend_checkpoint', 'finish', 'result_line', 'make_figures',
+           'close', 'train', 'train_ranks']
 
 # %% ../nbs/04_train.ipynb #8f586139
 import platform, shutil, tempfile
@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from matplotlib.pyplot import close as close_figure
 
-from .anchors import anchor_coverage
+from .anchors import anchor_coverage, fit_anchors
 from .augment import make_policy, policy_dict
 from .calibrate import fit_calibration, scored_detections
 from .config import TrainConfig, injected_names, notebook_config
@@ -56,11 +56,12 @@ def device_name(device:str): # in words, for the record
 
 # %% ../nbs/04_train.ipynb #aa2ea51d
 def make_detector(cfg:TrainConfig, # architecture, backbone, image_size ...
-                  classes # names of the classes
+                  classes, # names of the classes
+                  **more # for the family
                  ): # a Detector, its weights drawn by cfg.seed
     "The detector that `cfg` asks for, with the frozen stages frozen."
     torch.manual_seed(cfg.seed)
-    asked = {k: getattr(cfg, k) for k in ("class_loss", "box_loss", "matching", "label_smoothing", "nms", "nms_iou", "score_floor") if getattr(cfg, k) != getattr(TrainConfig, k)}
+    asked = {k: getattr(cfg, k) for k in ("class_loss", "box_loss", "matching", "label_smoothing", "nms", "nms_iou", "score_floor") if getattr(cfg, k) != getattr(TrainConfig, k)} | more
     try: det = create_detector(cfg.architecture, classes, cfg.image_size, backbone=cfg.backbone, pretrained=cfg.pretrained, anchor_scale=cfg.anchor_scale, **asked)
     except TypeError as e:
         if not asked: raise
@@ -140,6 +141,27 @@ def split_table(data:Data)->pd.DataFrame:
         n = t.boxes.label.value_counts()
         rows[{"train": "training", "val": "validation"}[side]] = {**{c: int(n.get(c, 0)) for c in t.classes}, "images": len(t), "patients": data.n_patients(side)}
     return pd.DataFrame(rows)
+
+# %% ../nbs/04_train.ipynb #18426e4e
+def choose_anchors(cfg:TrainConfig, run:Run, detector, data:Data): # (detector, which anchors it has, as plain values for the record)
+    "With `anchors` fit a new detector, with anchors fitted to the training boxes; a resumed run keeps those it was started with."
+    used = dict(how="the family's own", anchor_scale=getattr(detector, "anchor_scale", None), anchor_ratios=getattr(detector, "anchor_ratios", None))
+    if used["anchor_ratios"] is not None: used["how"] = "fixed: `anchor_scale` and the usual ratios"
+    if cfg.anchors != "fit": return detector, used
+    if used["anchor_ratios"] is None: raise ValueError(f"`anchors` is fit, but {cfg.architecture} has no anchors that can be fitted; use fixed")
+    fit = run.config.get("anchors_used") if run.resumed else None
+    if fit is None:
+        fit = fit_anchors(data.train.tables, cfg.image_size, used["anchor_scale"], n_ratios=len(used["anchor_ratios"]))
+        n = fit.pop("n_boxes")
+        fit["how"] = f"fitted to {n} training boxes" if n else "the usual ones: too few training boxes to fit any"
+    return make_detector(replace(cfg, anchor_scale=fit["anchor_scale"]), detector.classes, anchor_ratios=fit["anchor_ratios"]), fit
+
+def anchor_report(used:dict, tables:Tables, image_size): # used: from `choose_anchors`; (sentence, DataFrame by class, or None for a family without anchors)
+    "Which anchors are used, and how much of the boxes of each class they cover."
+    if used["anchor_scale"] is None: return f"anchors: {used['how']}", None
+    c = anchor_coverage(tables, image_size, used["anchor_scale"], **(dict(ratios=r) if (r := used["anchor_ratios"]) else {}))
+    shapes = f", width/height {', '.join(f'{w/h:.2g}' for w, h in r)}" if r else ""
+    return f"anchors: {used['how']} (scale {used['anchor_scale']:g}{shapes}); {c.covered['all']:.0%} of the training boxes have one", c
 
 # %% ../nbs/04_train.ipynb #87eb0541
 def weigh_classes(cfg:TrainConfig, detector, data:Data)->dict: # class -> weight; empty where every class counts the same
@@ -278,11 +300,13 @@ def train(cfg:TrainConfig, # what to train
     device, detector = check_inputs(cfg)
     data = get_data(cfg)
     show(f"run `{run.name}`: {len(data.tables)} images. {data.says}")
+    detector, anchors_used = choose_anchors(cfg, run, detector, data)
+    show(anchor_report(anchors_used, data.train.tables, cfg.image_size)[0])
     preflight(detector, data.loaders, not (run.resumed or cfg.pretrained), device).act(show)
     logger = mlflow_logger(run, cfg.tracking_uri, run.config.get("mlflow_run_id") if run.resumed else None)
     weights = weigh_classes(cfg, detector, data)
     cfg, _ = choose_lr(cfg, run, detector, data)
-    start(cfg, run, data, device, logger, weights_by_class=weights)
+    start(cfg, run, data, device, logger, weights_by_class=weights, anchors_used=anchors_used)
     fit(cfg, run, data, detector, logger, show)
     m, preds = finish(cfg, run, data, device)
     for fig in make_figures(cfg, run, data, m, preds, logger).values(): close_figure(fig)
