@@ -342,7 +342,7 @@ def config_differences(
     names=None, # how to call them
 )->dict: # parameter -> {run: value}, for those that are not the same in all
     "In which parameters of the training the runs differ."
-    keys = [f.name for f in fields(TrainConfig) if f.name not in ("run", "resume", "data_root", "tracking_uri", "num_workers", "accelerator", "devices")]
+    keys = [f.name for f in fields(TrainConfig) if f.name not in ("run", "resume", "data_root", "tracking_uri", "num_workers", "accelerator", "devices", "compile")]
     values = {k: {n: r.config.get(k) for n, r in zip(names or [r.name for r in runs], runs)} for k in (*keys, "manifest_hash", "data_hash")}
     return {k: v for k, v in values.items() if len({json.dumps(x) for x in v.values()}) > 1}
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'UNBOXED', 'check_device', 'device_name', 'make_detector', 'check_inputs', 'Data', 'get_tables', 'get_data',
-           'split_table', 'choose_anchors', 'anchor_report', 'weigh_classes', 'plot_lr', 'save_figure', 'choose_lr',
-           'checkpoint_facts', 'start', 'best_by', 'fit', 'amend_checkpoint', 'finish', 'result_line', 'make_figures',
-           'close', 'train', 'train_ranks']
+           'split_table', 'choose_anchors', 'anchor_report', 'weigh_classes', 'fit_to_data', 'plot_lr', 'save_figure',
+           'choose_lr', 'checkpoint_facts', 'start', 'best_by', 'fit', 'amend_checkpoint', 'finish', 'result_line',
+           'make_figures', 'close', 'train', 'train_ranks']
 
 # %% ../nbs/04_train.ipynb #8f586139
 import platform, shutil, tempfile
@@ -172,6 +172,14 @@ def weigh_classes(cfg:TrainConfig, detector, data:Data)->dict: # class -> weight
     detector.criterion.class_weights.copy_(torch.tensor(weights))
     return dict(zip(data.tables.classes, weights))
 
+# %% ../nbs/04_train.ipynb #c526faac
+def fit_to_data(cfg:TrainConfig, run:Run, detector, data:Data, device="cpu", show=print): # (detector, what of it the record keeps)
+    "What a detector takes over from the training boxes, and the look at one batch."
+    detector, anchors_used = choose_anchors(cfg, run, detector, data)
+    show(anchor_report(anchors_used, data.train.tables, cfg.image_size)[0])
+    preflight(detector, data.loaders, not (run.resumed or cfg.pretrained), device).act(show)
+    return detector, dict(weights_by_class=weigh_classes(cfg, detector, data), anchors_used=anchors_used)
+
 # %% ../nbs/04_train.ipynb #2f2a9be7
 def plot_lr(curve:pd.DataFrame, lr:float): # figure
     "Loss against learning rate, with the rate that was taken."
@@ -226,7 +234,7 @@ def fit(cfg:TrainConfig, run:Run, data:Data, detector, logger=None, show=print, 
     "Train, or continue a resumed run."
     last = open_checkpoint(run.last) if run.resumed and run.last.exists() else {}
     done = last.get("epoch", -1)+1
-    for left_over in run.folder.glob(".*.tmp"): left_over.unlink()       # half of a checkpoint, written when the run was killed
+    for left_over in run.folder.glob(".*.tmp") if is_first() else (): left_over.unlink()       # half of a checkpoint, written when the run was killed
     if stopped_early(last, cfg.early_stop): return show(f"resumed after {done} of {cfg.epochs} epochs, where early stopping had ended it: nothing left to do; raise `early_stop` to train longer")
     if run.resumed: show(f"resumed after {done} of {cfg.epochs} epochs" + (": nothing left to do; raise `epochs` to train longer" if done >= cfg.epochs else ""))
     if done >= cfg.epochs: return
@@ -300,13 +308,10 @@ def train(cfg:TrainConfig, # what to train
     device, detector = check_inputs(cfg)
     data = get_data(cfg)
     show(f"run `{run.name}`: {len(data.tables)} images. {data.says}")
-    detector, anchors_used = choose_anchors(cfg, run, detector, data)
-    show(anchor_report(anchors_used, data.train.tables, cfg.image_size)[0])
-    preflight(detector, data.loaders, not (run.resumed or cfg.pretrained), device).act(show)
+    detector, facts = fit_to_data(cfg, run, detector, data, device, show)
     logger = mlflow_logger(run, cfg.tracking_uri, run.config.get("mlflow_run_id") if run.resumed else None)
-    weights = weigh_classes(cfg, detector, data)
     cfg, _ = choose_lr(cfg, run, detector, data)
-    start(cfg, run, data, device, logger, weights_by_class=weights, anchors_used=anchors_used)
+    start(cfg, run, data, device, logger, **facts)
     fit(cfg, run, data, detector, logger, show)
     m, preds = finish(cfg, run, data, device)
     for fig in make_figures(cfg, run, data, m, preds, logger).values(): close_figure(fig)
@@ -323,12 +328,12 @@ def train_ranks(cfg:TrainConfig, # with the name of the run
     run = open_run(cfg) if first or cfg.resume else Run(cfg.run, runs_dir()/cfg.run)
     if run.resumed: cfg = continued(cfg, run.config)
     device, detector = check_inputs(cfg, launch=True)
-    data = get_data(cfg)
-    logger = None
+    data, show, logger = get_data(cfg), show if first else lambda line: None, None
+    show(f"run `{run.name}`: {len(data.tables)} images. {data.says}")
+    detector, facts = fit_to_data(cfg, run, detector, data, "cpu", show)
     if first:
-        show(f"run `{run.name}`: {len(data.tables)} images. {data.says}")
         logger = mlflow_logger(run, cfg.tracking_uri, run.config.get("mlflow_run_id") if run.resumed else None)
-        start(cfg, run, data, device, logger)
-    try: fit(cfg, run, data, detector, logger, show if first else lambda line: None, launch=True)
+        start(cfg, run, data, device, logger, **facts)
+    try: fit(cfg, run, data, detector, logger, show, launch=True)
     finally: leave_ranks()
     return run
