@@ -8,7 +8,7 @@ __all__ = ['RANKS_RUN', 'shipped', 'find_recipe', 'schema', 'compose', 'sweep', 
            'save_result', 'eval_checkpoint', 'eval_predictions', 'eval_main']
 
 # %% ../nbs/05b_cli.ipynb #3651e9a3
-import argparse, datetime, itertools, sys
+import argparse, datetime, itertools, os, sys
 from dataclasses import asdict, fields, make_dataclass, replace
 from pathlib import Path
 

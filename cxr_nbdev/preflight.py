@@ -158,7 +158,7 @@ class Preflight:
         return show_images(self.images[:n, 0], truth=[{k: t[k][o] for k in ("boxes", "labels")} for t, o in zip(self.targets[:n], ok)], classes=self.classes, cols=4)
 
 def preflight(detector, data, fresh=True, device="cpu", least=0.5)->Preflight: # data: a DetectionData; fresh: the head is new; least: coverage of a class
-    "Look at one training batch, at all training boxes, and at what an untrained network makes of them; about one step."
+    "Look at one training batch, at all training boxes, and at what an untrained network makes of them."
     ds = data.train
     cuda = [torch.cuda.current_device()] if str(device).startswith("cuda") else []
     with torch.random.fork_rng(devices=cuda):
