@@ -10,9 +10,11 @@ __all__ = ['MISSING', 'UNKNOWN', 'PARTS', 'TERMS', 'LABELS', 'SUBSETS', 'ETHICS'
 import argparse
 import hashlib
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from .compare import _json, _write, find_run
+from .config import BEFORE, TrainConfig
 
 # %% ../nbs/05d_card.ipynb #71820305
 MISSING, UNKNOWN = "not measured", "not recorded"
@@ -80,11 +82,16 @@ def data_terms(
 def _details(r):
     "What the model is and how it was trained."
     c, m, best = r["config"], r["metrics"] or r["result"], r["folder"]/"best.ckpt"
+    usual, told = asdict(TrainConfig()), ("run", "data", "data_root", "classes", "architecture", "backbone", "image_size", "pretrained", "epochs", "batch_size", "optimizer", "lr", "scheduler", "augment", "seed", "tracking_uri")
+    other = ", ".join(f"{k} {v}" for k, v in {**BEFORE, **c}.items() if k in usual and k not in told and v != usual[k]) if c else MISSING
+    after = (r["result"].get("postprocessing") or {})
     epochs = f"{_say(m.get('epochs') or c.get('epochs'))}" + (f", best after {m['best_epoch']}" if m.get("best_epoch") else "")
     return _facts([("run", r["name"]), ("architecture", _say(c.get("architecture")) + (f", backbone {c['backbone']}" if c.get("backbone") else "")),
         ("classes", _say(c.get("class_names"))), ("input", f"one X-ray as a square of {_say(c.get('image_size'))} px, gray"),
         ("started from", "published weights of another task" if c.get("pretrained") else "random weights"),
         ("epochs", epochs), ("settings", ", ".join(f"{k} {_say(c.get(k))}" for k in ("batch_size", "optimizer", "lr", "scheduler", "augment", "seed"))),
+        ("other settings that are not the default", other or "none"), ("anchors", _say((c.get("anchors_used") or {}).get("how"))),
+        ("post-processing", ", ".join(f"{k} {v}" for k, v in after.items()) or MISSING),
         ("code", f"cxr_nbdev {_say((c.get('versions') or {}).get('cxr_nbdev'))}, commit {_say(c.get('git_commit'))}"),
         ("checkpoint", f"best.ckpt, sha256 {hashlib.sha256(best.read_bytes()).hexdigest()[:16]}" if best.is_file() else "not in the run's folder")])
 

@@ -12,7 +12,7 @@ import argparse, datetime, itertools, os, sys
 from dataclasses import asdict, fields, make_dataclass, replace
 from pathlib import Path
 
-from .config import EvalConfig, TrainConfig, describe, parse_config
+from .config import CHOICES, EvalConfig, TrainConfig, describe, parse_config
 
 # %% ../nbs/05b_cli.ipynb #43f52baf
 def shipped(kind): # folder of what comes with the package: 'recipes' or 'notebooks'
@@ -188,6 +188,9 @@ def eval_parser():
     add("--label_table", default="", metavar="CSV", help="image-level labels, in the form of Data_Entry_2017.csv; without it an unboxed finding counts as absent")
     add("--cm_threshold", type=_score, default=None, help="a finding counts as called from this score on (default: that of the training)")
     add("--image_score", default="max", choices=("max", "noisy_or", "head"), help="how sure an image is: max or noisy_or of its boxes, or head where the detector has one (default: max)")
+    add("--nms", default=EvalConfig.nms, choices=CHOICES["nms"], help="how doubles are settled (default: as for the run)")
+    add("--nms_iou", type=_score, default=EvalConfig.nms_iou, help="overlap from which boxes of one class mean the same finding (default: as for the run)")
+    add("--score_floor", type=_score, default=EvalConfig.score_floor, help="predictions below this score are dropped (default: as for the run)")
     add("--num_classes", type=int, default=None, help="checked against the checkpoint")
     add("--image_size", type=int, default=None, help="checked against the checkpoint")
     add("--architecture", default=None, help="checked against the checkpoint")
@@ -236,10 +239,10 @@ def save_result(m:dict, report, answers, out:Path, title, figures=True)->Path:
 # %% ../nbs/05b_cli.ipynb #18802d89
 def eval_checkpoint(a)->Path: # a: parsed arguments; the JSON that was written
     "What cxr_eval does."
-    from cxr_nbdev.evaluate import checkpoint_class_set, choose_subset, evaluate, load_subject, predict
+    from cxr_nbdev.evaluate import change_postprocess, checkpoint_class_set, choose_subset, evaluate, load_subject, predict
     from cxr_nbdev.nih import find_images, load_image_folder
     from cxr_nbdev.train import check_device
-    cfg = parse_config(dict(n_boot=a.n_boot, batch_size=a.batch_size, accelerator=a.accelerator, skip_bad=a.skip_bad,
+    cfg = parse_config(dict(n_boot=a.n_boot, batch_size=a.batch_size, accelerator=a.accelerator, skip_bad=a.skip_bad, nms=a.nms, nms_iou=a.nms_iou, score_floor=a.score_floor,
                             score_threshold=-1 if a.cm_threshold is None else a.cm_threshold), EvalConfig)
     subject = load_subject(a.checkpoint)
     if diff := contradictions(subject.detector.spec(), a.num_classes, a.image_size, a.architecture, a.backbone):
@@ -252,13 +255,14 @@ def eval_checkpoint(a)->Path: # a: parsed arguments; the JSON that was written
           + ("" if a.all_images or drawn else ": those of the box list (--all_images takes the others too, as normal where no label says otherwise)") + ".")
     if a.only_unseen: tables = choose_subset(tables, "unseen", subject)
     device = check_device(cfg.accelerator)
+    changed = change_postprocess([subject], cfg)
     answers = predict(subject, tables, a.batch_size, device, a.skip_bad)
     m, report = evaluate(subject, answers, a.cm_threshold, a.n_boot, frozen=True, image_score=a.image_score, device=device)
     if n := m["n_seen_patients"]:
         print(f"WARNING: {n} of {m['n_val_patients']} patients were in the training of this checkpoint, so these numbers flatter it; --only_unseen leaves them out.", file=sys.stderr)
     print_result(m)
     m["subset"] = "unseen" if a.only_unseen else "all"
-    return save_result(m, report, answers, Path(a.output) if a.output else subject.folder/f"eval_{m['data_hash']}.json", f"{a.checkpoint} on {folder.name}", not a.no_figures)
+    return save_result(m, report, answers, Path(a.output) if a.output else subject.folder/f"eval_{m['data_hash']}{'_'*bool(changed)}{changed}.json", f"{a.checkpoint} on {folder.name}", not a.no_figures)
 
 # %% ../nbs/05b_cli.ipynb #cc679aae
 def eval_predictions(a)->Path: # a: parsed arguments; the JSON that was written

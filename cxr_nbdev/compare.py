@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_array
 
-from .config import TrainConfig, notebook_config, parse_config
+from .config import BEFORE, TrainConfig, notebook_config, parse_config
 from .data import State, Tables, data_hash, few, near, project_root, resolve_source
 from .metrics import RECALLS, Matched, blind_floor, evaluate_detections, floor_predictions, image_calls, image_truth, match_all, mean_defined, ratio
 from .nih import find_images
@@ -343,7 +343,8 @@ def config_differences(
 )->dict: # parameter -> {run: value}, for those that are not the same in all
     "In which parameters of the training the runs differ."
     keys = [f.name for f in fields(TrainConfig) if f.name not in ("run", "resume", "data_root", "tracking_uri", "num_workers", "accelerator", "devices", "compile")]
-    values = {k: {n: r.config.get(k) for n, r in zip(names or [r.name for r in runs], runs)} for k in (*keys, "manifest_hash", "data_hash")}
+    known = [{**asdict(TrainConfig()), **BEFORE, **r.config} for r in runs]
+    values = {k: {n: c.get(k) for n, c in zip(names or [r.name for r in runs], known)} for k in (*keys, "manifest_hash", "data_hash")}
     return {k: v for k, v in values.items() if len({json.dumps(x) for x in v.values()}) > 1}
 
 # %% ../nbs/05c_compare.ipynb #399a612c
@@ -593,7 +594,7 @@ def _write(path, text):
 # %% ../nbs/05c_compare.ipynb #03867605
 def _run_row(f, default): # f: config.json of a run
     "What the table of all runs says of one: sort key, then the cells."
-    name, c, m = f.parent.name, _json(f), _json(f.parent/"eval.json") or _json(f.parent/"metrics.json")
+    name, c, m = f.parent.name, {**BEFORE, **_json(f)}, _json(f.parent/"eval.json") or _json(f.parent/"metrics.json")
     v = m.get("val") or {}
     floor = {k: (v.get("blind_floor") or {}).get(k) for k in ("map_50", "map_30")}
     what = ", ".join(f"{k} {c[k]}" for k in default if k in c and c[k] != default[k]) or "defaults"

@@ -31,7 +31,7 @@ from .postprocess import check_postprocess, postprocess
 # %% ../nbs/03c_efficientdet.ipynb #05145419
 def xyxy_to_yxyx(boxes): # (..., 4), either way round; the function is its own inverse
     "Swap x and y."
-    return boxes[..., [1, 0, 3, 2]]
+    return boxes.unflatten(-1, (2, 2)).flip(-1).flatten(-2)
 
 def to_effdet_targets(targets # list of dicts with `boxes` (n, 4) xyxy and `labels` (n,) from 0
                      ): # dict of `bbox` float32 (B, m, 4) yxyx and `cls` int64 (B, m) from 1; rows of -1 fill up

@@ -55,14 +55,15 @@ class Subject:
 def load_subject(path, run="")->Subject: # a checkpoint of this project
     "Read a checkpoint; errors name what is wrong with it."
     header, _ = read_checkpoint(path)
-    return Subject(load_detector(path), Path(path), run, header["extra"])
+    det = load_detector(path)
+    return Subject(det, Path(path), run, {**header["extra"], "postprocessing": dict(getattr(det, "postprocessing", {}))})
 
 def load_subjects(run="", checkpoint=""): # list of Subject
     "The run's checkpoint, or those of several runs joined by + that were trained on folds of the same images."
     names = [run] if checkpoint or not run or (runs_dir()/run).exists() else run.split("+")
     found = [load_subject(*find_checkpoint(n, checkpoint)) for n in names]
-    for k in ("source", "class_set"):
-        if len({s.facts.get(k) for s in found}) > 1: raise ValueError(f"the runs {', '.join(names)} differ in `{k}`, so their predictions can't be pooled")
+    for k in ("source", "class_set", "postprocessing"):
+        if len({str(s.facts.get(k)) for s in found}) > 1: raise ValueError(f"the runs {', '.join(names)} differ in `{k}`, so their predictions can't be pooled")
     return found
 
 def checkpoint_class_set(subject:Subject)->str:
@@ -188,6 +189,9 @@ def evaluate(subject:Subject, a:Answers, score_threshold=None, # None: the one o
     th = subject.facts.get("score_threshold", 0.3) if score_threshold is None else score_threshold
     kept = {k: subject.facts.get(f) or None if frozen else None for k, f in (("points", "operating_points"), ("calibration", "calibration"))}
     m, r = evaluate_answers(a, th, n_boot, seed, image_score=image_score, **kept)
+    own = subject.facts.get("postprocessing", {})
+    if other := [f"{k} {v}" for k, v in getattr(subject.detector, "postprocessing", {}).items() if own.get(k, v) != v]:
+        m["warnings"].append(f"Post-processing is not the checkpoint's own: {', '.join(other)}." + frozen*" Operating points and calibration were chosen with its own.")
     return dict(m, floor_boxes=subject.facts.get("blind_floor"), n_train_images=subject.facts.get("n_train_images"), n_train_patients=len(subject.train_patients), n_seen_patients=a.n_seen, seconds=a.seconds,
                 images_per_second=len(a.tables)/a.seconds, checkpoint=local_path(subject.path), device=device_name(device),
                 postprocessing=getattr(subject.detector, "postprocessing", None)), r

@@ -20,9 +20,10 @@ import torch
 
 from .dataset import collate
 from .model import Detector
-from .module import PRECISION, DetectionData, DetectionModule, SafeCheckpoints, make_trainer, quiet_lightning
+from .module import PRECISION, DetectionData, DetectionModule, SafeCheckpoints, quiet_lightning
 from .optim import make_optimizer
 from .plot import grid
+from .ranks import rank_batch, world
 
 # %% ../nbs/03fa_finders.ipynb #3a34b00e
 def raw_losses(smoothed, # as Lightning's learning-rate finder gives them
@@ -59,14 +60,14 @@ def find_lr(detector:Detector, # is copied, stays as it is
             folder, # for a temporary file
             steps=100 # how many batches
            ): # (suggested rate, DataFrame of lr, loss (smooth) and raw (as measured))
-    "A learning-rate range test; ValueError where the curve has no fall."
+    "A learning-rate range test, with one rate for all weights; ValueError where the curve has no fall."
     from pytorch_lightning.tuner import Tuner, lr_finder
     from tqdm import tqdm
     module = RangeTest(copy.deepcopy(detector), replace(cfg, scheduler="none"))
     with quiet_lightning(), mock.patch.object(lr_finder, "tqdm", partial(tqdm, disable=True)): # its progress bar has no switch
         trainer = pl.Trainer(max_epochs=-1, accelerator=cfg.accelerator, devices=1, precision=PRECISION[cfg.precision], logger=False, plugins=[SafeCheckpoints()],
                              gradient_clip_val=cfg.clip_norm or None, default_root_dir=folder, enable_progress_bar=False, enable_model_summary=False,
-                             enable_checkpointing=False, use_distributed_sampler=False)
+                             enable_checkpointing=False, use_distributed_sampler=False, accumulate_grad_batches=cfg.accumulate)
         found = Tuner(trainer).lr_find(module, data.train_dataloader(), min_lr=1e-6, max_lr=0.3, num_training=steps, early_stop_threshold=4.0)
     curve = smooth_curve(found.results["lr"], raw_losses(found.results["loss"]))
     return fastest_fall(curve), curve
@@ -157,7 +158,8 @@ def size_that_fits(detector, ds, cfg, # what `try_batch` takes
     return n
 
 def explained(call, # without arguments: trains
-              detector, data:DetectionData, cfg):
+              detector, data:DetectionData, cfg,
+              device="cpu"): # that it trains on; Lightning puts the detector back on the CPU before an error comes through
     "`call()`, with errors that say what to do about memory and broken images."
     try: return call()
     except (*OUT_OF_MEMORY, RuntimeError) as e:
@@ -168,7 +170,8 @@ def explained(call, # without arguments: trains
         raise ValueError(f"{str(e).strip().splitlines()[-1].removeprefix('ValueError: ')}; it was met in the middle of the training. Next step: repair or fetch it again, and continue with `resume`") from None
     gc.collect()
     if torch.cuda.is_available(): torch.cuda.empty_cache()
-    n = size_that_fits(detector.train(), data.train, cfg, cfg.batch_size)
+    ranks = world()[1]
+    n = size_that_fits(detector.to(device).train(), data.train, cfg, rank_batch(cfg.batch_size, ranks))*ranks
     images = cfg.batch_size*cfg.accumulate
     raise MemoryError(f"out of memory with `batch_size` {cfg.batch_size} at `image_size` {cfg.image_size} ({why}). " + (
         f"What fits here is {n}. Next step: a new run with `batch_size` {n} and `accumulate` {math.ceil(images/n)}, which keeps {images} images a step" if n else

@@ -19,12 +19,12 @@ def pad_targets(targets, # list of dicts: `boxes` (n, 4) xyxy, `labels` (n,); op
                ): # dict of boxes (B, m, 4), labels (B, m) with -1 behind the last, box_weights (B, m), ignore bool (B, classes), weight (B,); m >= 1
     "The targets of a batch as rectangles."
     first = targets[0]["labels"]
-    real, none = lambda v: torch.as_tensor(v, dtype=dtype, device=first.device), first.new_zeros(n_classes, dtype=torch.bool)
+    real, none, one = lambda v: torch.as_tensor(v, dtype=dtype, device=first.device), first.new_zeros(n_classes, dtype=torch.bool), first.new_ones((), dtype=dtype)
     pad = lambda rows, extra, value: pad_sequence([*rows, extra], batch_first=True, padding_value=value)[:-1] # the extra row makes m >= 1
     return dict(boxes=pad([real(t["boxes"]).reshape(-1, 4) for t in targets], first.new_zeros(1, 4, dtype=dtype), 0),
                 labels=pad([t["labels"] for t in targets], first.new_zeros(1), -1),
                 box_weights=pad([real(t.get("box_weights", torch.ones_like(t["labels"]))) for t in targets], first.new_zeros(1, dtype=dtype), 0),
-                ignore=torch.stack([t.get("ignore", none) for t in targets]), weight=torch.stack([real(t.get("weight", 1.)) for t in targets]))
+                ignore=torch.stack([t.get("ignore", none) for t in targets]), weight=torch.stack([real(t.get("weight", one)) for t in targets]))
 
 # %% ../nbs/03ba_matching.ipynb #0cdb7ace
 def pair_iou(a, b): # (..., 4) xyxy each, shapes that broadcast; returns (...), from 0 to 1

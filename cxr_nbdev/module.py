@@ -27,7 +27,7 @@ from .files import atomic_write
 from .model import Detector, checkpoint_header, open_checkpoint, to_original
 from .optim import Plateau, lr_factor, make_optimizer, monitor_mode, warmup_share
 from .fast import loader_workers, targets_to, use_fused
-from .ranks import RankSampler, average_buffers, from_rank_0, gather_predictions, rank_arguments, rank_batch, world
+from .ranks import RankSampler, average_buffers, from_rank_0, gather_predictions, n_nodes, rank_arguments, rank_batch, world
 from .recovery import BestOrLast, LossGuard, PatientStop
 
 # %% ../nbs/03f_module.ipynb #1c91f00d
@@ -41,7 +41,7 @@ class DetectionData(pl.LightningDataModule):
     def _loader(self, ds, n, shuffle, **share): # n: images a step of this process; share: of RankSampler
         rank, size = world()
         if len(ds) < size: raise ValueError(f"{len(ds)} images for {size} devices: each needs at least one; take fewer devices")
-        workers = loader_workers(self.num_workers, size)
+        workers = loader_workers(self.num_workers, max(1, size//n_nodes()))
         return DataLoader(ds, n, sampler=RankSampler(EpochSampler(len(ds), self.seed, shuffle), rank, size, **share), collate_fn=collate, num_workers=workers,
                           persistent_workers=workers > 0, pin_memory=torch.cuda.is_available(), generator=torch.Generator().manual_seed(self.seed))
 

@@ -24,9 +24,9 @@ def line(check, seen, expected, verdict="ok", advice=""): # verdict: ok, warn or
     "A line of the table."
     return dict(check=check, seen=str(seen), expected=expected, verdict=verdict, advice=advice if verdict != "ok" else "")
 
-def first_batch(data, epoch=0): # a DetectionData; (images, targets)
-    "The batch that the training starts with, made here and not by worker processes."
-    at = list(EpochSampler(len(data.train), data.seed))[:data.batch_size]
+def first_batch(data, epoch=0, most=8): # a DetectionData; (images, targets)
+    "The first images that the training takes, `most` of them, made here and not by worker processes."
+    at = list(EpochSampler(len(data.train), data.seed))[:min(data.batch_size, most)]
     return collate([data.train[epoch, i] for _, i in at])
 
 # %% ../nbs/03fb_preflight.ipynb #2b1cc8b8
@@ -113,7 +113,7 @@ def loss_lines(detector, losses, targets, fresh=True): # losses: of `detector.lo
     "Losses that are numbers, and, for a new head with focal loss, near the one that can be computed."
     bad = [k for k, v in losses.items() if not torch.isfinite(v).all()]
     yield line("losses", ", ".join(f"{k} {v.item():.3g}" for k, v in losses.items()), "numbers", "stop" if bad else "ok", "look at the images and boxes above; in half precision try precision 32")
-    said = {k: getattr(detector, k, v) for k, v in dict(class_loss="focal", matching="iou").items()}
+    said = {k: getattr(getattr(detector, "criterion", detector), k, v) for k, v in dict(class_loss="focal", matching="iou").items()}
     other = [f"{k} is {v}" for k, v in said.items() if v not in ("focal", "iou") and isinstance(v, str)]
     anchors, cfg = getattr(getattr(detector, "anchors", None), "boxes", None), getattr(getattr(detector, "net", None), "config", None)
     why = "the weights are not new" if not fresh else "; ".join(other) or ("its family gives no anchors" if anchors is None or cfg is None else "")

@@ -20,6 +20,8 @@ class BestOrLast(ModelCheckpoint):
     "Keeps one checkpoint: the best by `monitor`, or without one the last."
     def __init__(self, folder, name, monitor=None, mode="min"):
         super().__init__(folder, name, monitor=monitor, mode=mode, save_on_train_epoch_end=True, enable_version_counter=False)
+    @property
+    def state_key(self): return super().state_key.replace("BestOrLast", "ModelCheckpoint") # as in the checkpoints of earlier runs
     def load_state_dict(self, state):
         here = lambda p: str(Path(self.dirpath)/Path(p).name) if p else p
         super().load_state_dict({**state, "dirpath": self.dirpath, "best_k_models": {here(p): v for p, v in state["best_k_models"].items()},
@@ -29,6 +31,8 @@ class BestOrLast(ModelCheckpoint):
 # %% ../nbs/03ec_recovery.ipynb #38bfb509
 class PatientStop(EarlyStopping):
     "Early stopping whose patience is what it is told now, also in a run that goes on."
+    @property
+    def state_key(self): return super().state_key.replace("PatientStop", "EarlyStopping")
     def load_state_dict(self, state): super().load_state_dict({**state, "patience": self.patience})
 
 # %% ../nbs/03ec_recovery.ipynb #c2e7a717
@@ -51,13 +55,17 @@ class LossGuard(Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, i):
         loss = outputs["loss"].detach()
         if self.first is None: self.first, self.value = torch.full((), -1, device=loss.device), torch.zeros_like(loss)
-        if self.start is None: self.start = loss.clamp(min=1.)
-        bad = (self.first < 0) & ~(loss.isfinite() & (loss <= self.limit*self.start.to(loss.device)))
+        self.start = (loss.clamp(min=1.) if self.start is None else self.start).to(loss.device)
+        bad = (self.first < 0) & ~(loss.isfinite() & (loss <= self.limit*self.start))
         self.first, self.value = torch.where(bad, self.seen, self.first), torch.where(bad, loss, self.value)
         self.recent.append((self.seen, trainer.current_epoch+1, i+1, [t["image_id"] for t in batch[1]]))
         self.seen += 1
         if loss.device.type == "cpu" or self.seen % self.every == 0: self.look(module.cfg)
     def on_train_epoch_end(self, trainer, module): self.look(module.cfg)
+    def on_validation_epoch_start(self, trainer, module): # the last step's loss says nothing of the weights that it left
+        self.look(module.cfg)
+        if self.recent and not torch.stack([p.detach().isfinite().all() for p in module.parameters()]).all():
+            raise FloatingPointError(self.report(module.cfg, self.seen-1, "weights are not finite after"))
     def look(self, cfg): # waits for the device
         if self.first is not None and (at := int(self.first)) >= 0: raise FloatingPointError(self.report(cfg, at))
     def state_dict(self): return dict(start=None if self.start is None else float(self.start))
@@ -65,7 +73,8 @@ class LossGuard(Callback):
 
 # %% ../nbs/03ec_recovery.ipynb #7adb687b
 def _report(self, cfg, # a TrainConfig
-            at:int # the count of the step
+            at:int, # the count of the step
+            what="" # seen there; empty: the loss
            )->str: # the message; the file is written
     "What happened, with which images, and what to try."
     found = {k: (epoch, step, ids) for k, epoch, step, ids in self.recent}
@@ -74,7 +83,7 @@ def _report(self, cfg, # a TrainConfig
                  lr=cfg.lr, clip_norm=cfg.clip_norm, precision=cfg.precision)
     atomic_write(self.path, lambda p: p.write_text(json.dumps(facts, indent=1)+"\n"))
     half = ", or `precision` bf16 or 32" if cfg.precision == "16" else ""
-    return (f"the loss is {float(self.value):.3g} at step {step} of epoch {epoch}: the training has diverged. Images of that step: {', '.join(map(str, ids[:8]))}{' ...' if len(ids) > 8 else ''}; "
+    return (f"{what or f'the loss is {float(self.value):.3g} at'} step {step} of epoch {epoch}: the training has diverged. Images of that step: {', '.join(map(str, ids[:8]))}{' ...' if len(ids) > 8 else ''}; "
             f"all of them, and those of the step before, are in {self.path}. Next step: a new run with a lower `lr` (it is {cfg.lr:g}), a longer `warmup`, or `clip_norm` 1 (it is {cfg.clip_norm:g}){half}. "
             "If it happens again with the same images, look at their boxes.")
 

@@ -44,7 +44,7 @@ def plot_history(history:pd.DataFrame, # history.csv
     for ax, part in zip(axs[:2], ("class_loss", "box_loss")):
         for side, ls in (("train", "-"), ("val", "--")):
             if f"{side}_{part}" in history: ax.plot(x, history[f"{side}_{part}"], ls, label={"train": "training", "val": "validation"}[side])
-        ax.set(title={"class_loss": "classification (focal) loss", "box_loss": "box loss"}[part], xlabel="epoch", yscale="log"); ax.legend()
+        ax.set(title={"class_loss": "classification loss", "box_loss": "box loss"}[part], xlabel="epoch", yscale="log"); ax.legend()
     for col, name in (("map_30", "mAP@0.3"), ("map_50", "mAP@0.5")):
         if col in history: line, = axs[2].plot(x, history[col], label=name)
         if col in history and floor and floor.get(col) is not None: axs[2].axhline(floor[col], ls=":", color=line.get_color())
