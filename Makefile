@@ -6,8 +6,8 @@ PYTHON ?=
 DATA = synthetic
 DATA_ROOT =
 ARGS =
-# Processes that `make test` uses
-WORKERS = 2
+# Processes that `make test` uses; one more than the two cores, since each of them waits now and then
+WORKERS = 3
 
 BIN   := .venv/bin
 STAMP := .venv/installed

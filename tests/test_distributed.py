@@ -33,11 +33,12 @@ class Seen(DetectionModule):
         return loss
 
 def go(devices):
-    cfg = TrainConfig(image_size=64, epochs=2, batch_size=4, lr=1e-3, accelerator="cpu", devices=devices, augment="cxr", scheduler="none")
+    cfg = TrainConfig(image_size=64, epochs=2, batch_size=4, lr=1e-3, accelerator="cpu", devices=devices, augment="cxr", scheduler="none", freeze_bn=True)
     torch.manual_seed(0)
     det = create_detector(cfg.architecture, tables.classes, 64)
+    det.frozen_norms = cfg.freeze_bn
+    det.train()
     for m in det.modules():
-        if isinstance(m, torch.nn.BatchNorm2d): m.eval().train = lambda mode=True, m=m: m                # frozen
         if type(m).__name__ == "DropPath": m.drop_prob = 0.                                           # what is dropped depends on the place in the batch
     module = Seen(det, cfg)
     with quiet_lightning():
