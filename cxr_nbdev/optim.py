@@ -62,12 +62,12 @@ def lr_factor(name, # cosine, onecycle, step or none (plateau: as none)
     rest = min(1., (done-warmup)/(1-warmup))
     if name == "cosine": return 0.01 + 0.99*(1+math.cos(math.pi*rest))/2
     if name == "onecycle": return 1e-3 + (1-1e-3)*(1+math.cos(math.pi*rest))/2
-    if name == "step": return 0.1**((done >= 2/3) + (done >= 0.9))
+    if name == "step": return 0.1**(int(done >= 2/3) + int(done >= 0.9))
     return 1.0
 
 # %% ../nbs/03ea_optim.ipynb #0bd253a0
 class Plateau:
-    "A factor that halves when the watched value has not improved for `patience` epochs."
+    "A factor that halves when the watched value has not improved for more than `patience` epochs."
     def __init__(self, mode, # 'min' or 'max': which way is better
                  patience=3, drop=0.5):
         self.mode, self.patience, self.drop, self.factor, self.best, self.waited = mode, patience, drop, 1.0, None, 0
