@@ -259,16 +259,23 @@ def _point(b, iou): # '0.72 at 0.41'
     at = b.get(f'iou_{iou}') or {}
     return '-' if at.get('sensitivity') is None else f"{at['sensitivity']:.2f} at {number_text(at['fp_image'])}"
 
+def _calls(b): # '0.44, 0.75'
+    s = ', '.join(number_text(b.get(k)) for k in ('sensitivity', 'specificity'))
+    return '-' if s == '-, -' else s
+
+_READER = ('reader: sensitivity, specificity', _calls)
 _READ, _PAIRS = ('read again', lambda b: str(b['n_boxes'])), ('pairs read again', lambda b: str(b['n_pairs'])) # what the ceiling stands on
 
-CEILING_COLUMNS = { # table of the report -> {column behind which it goes: (new column, block of a finding or of all -> text)}
+CEILING_COLUMNS = { # table of the report (up to a colon) -> {column behind which it goes: (new column, block of a finding or of all -> text)}
+    'findings': {'specificity': _READER}, 'images': {'specificity': _READER},
+    'operating point': {'specificity': _READER, 'by the floor': ('by a reader', lambda b: number_text((b.get('iou_50') or {}).get('sensitivity')))},
     'average precision': {'boxes': _READ, **{f'blind floor @{x:g}': (f'reader ceiling @{x:g}', lambda b, k=f'ap_{round(100*x)}': number_text(b.get(k, b.get(f'm{k}')))) for x in (.5, .3)}},
     'sensitivity by false alarms': {'boxes': _READ, 'floor FROC': ('reader: found at FP', lambda b: _point(b, 30))},
     'best F1': {f'threshold @{x:g}': (f'reader F1 @{x:g}', lambda b, k=f'iou_{round(100*x)}': number_text((b.get(k) or {}).get('f1'))) for x in (.3, .5)},
     'localization': {'boxed pairs': _PAIRS, **{f'floor T({x:g})': (f'ceiling T({x:g})', lambda b, j=T_IOUS.index(x): number_text(b['t_iou'][j])) for x in (.1, .3, .5, .7)}}}
 
 def with_ceiling(
-    table:pd.DataFrame, # a row for each finding, and perhaps 'all classes'
+    table:pd.DataFrame, # a row for each finding, and perhaps 'all classes' or 'all findings', 'any finding'
     block:dict, # from `reader_ceiling`
     columns:dict, # one of `CEILING_COLUMNS`
 )->pd.DataFrame: # a new table
@@ -278,7 +285,8 @@ def with_ceiling(
     boxes = out.get('boxes', out.get('boxed pairs', pd.Series('', out.index)))
     other = any(not each[c]['n_boxes'] and str(boxes[c]) != '0' for c in out.index if c in each) # then its mean is one over other findings
     def cell(c, show, name):
-        b = each.get(c, block if c == 'all classes' else None)
+        whole = {'all classes': block, 'all findings': block, 'any finding': {**block.get('any_finding', {}), 'n_boxes': block['n_boxes']}}
+        b = each.get(c, whole.get(c))
         if b is None or not b['n_boxes'] or (b is block and other and 'read again' not in name) or (text := show(b)) == '-': return '-'
         return f'({text})' if 'read again' not in name and (c in block['few_boxes'] or (b is block and block['few_boxes'])) else text
     for after, (name, show) in columns.items():

@@ -170,7 +170,7 @@ def add_ceiling(r:Report, a:Asked):
     b = r.blocks["reader_ceiling"] = reader_ceiling(a.readings, a.tables, a.n_boot, a.seed)
     if not b["readers"]: return
     r.figures["reader ceiling"] = partial(plot_agreement, b)
-    r.tables |= {"reader ceiling": ceiling_table(b), **{k: with_ceiling(r.tables[k], b, columns) for k, columns in CEILING_COLUMNS.items()}}
+    r.tables |= {"reader ceiling": ceiling_table(b), **{k: with_ceiling(t, b, CEILING_COLUMNS[k.split(":")[0]]) for k, t in r.tables.items() if k.split(":")[0] in CEILING_COLUMNS}}
 
 # %% ../nbs/03r_fullreport.ipynb #0450d4b9
 PARTS = (add_headline, add_curves, add_localization, add_images, add_calibration, add_errors, add_cases, add_ceiling)
@@ -237,7 +237,7 @@ SECTIONS = ( # title, what it says, tables, figures
     ("Calibration", "Does a score of 0.3 mean three in ten? Before and after a correction that was fitted on other patients, or frozen in the checkpoint. ECE: the mean gap between score and share right; by chance alone: the gap that a perfect score would show with so few cases. Brier: the mean squared error; of the share: that of somebody who always says the overall share. Resampling makes the gap larger, so an interval can lie above its number.", None, ["calibration of detections", "calibration of images"]),
     ("Errors", "Every false alarm and miss has one type; its cost is what AP would gain if just that type were repaired. The numbers of errors are those from the score threshold upwards; costs are over all scores, as AP is. So a type without an error here can have a cost, and boxes missed at this threshold cost little if fainter detections find them. The floor is the blind one, which calls every finding on every image.", ["errors by type"], ["errors", "cost of errors", "worst of each type"]),
     ("Parts of the images", "The same numbers by view, sex, age, size and place, over what the blind floor and guessing reach in the same group (the crosses). Many looks find something by chance; small groups carry a warning. A finding that is labelled but not boxed counts as present for sensitivity.", ["subgroups"], ["subgroups"]),
-    ("Reader ceiling", "How well another reader does against the boxes that the detector is measured with: the second reader's boxes, scored as if they were a detector's, on those of these images that both read. It says how far apart two people are, and is no strict limit: a detector learns the first reader's habits and can agree with that reader more than another person does. In the tables above what stands on fewer than ten boxes that were read again, or is a mean over such findings, is in brackets.", None, ["reader ceiling"]),
+    ("Reader ceiling", "How well another reader does against the boxes that the detector is measured with: the second reader's boxes, scored as if they were a detector's, on those of these images that both read. It says how far apart two people are, and is no strict limit: a detector learns the first reader's habits and can agree with that reader more than another person does. In the tables above what stands on fewer than ten boxes that were read again, or is a mean over such findings, is in brackets. Errors and parts of the images have no ceiling: too few boxes are read twice to be divided further.", None, ["reader ceiling"]),
     ("Best and worst", "Solid: the reader's boxes. Dashed: the detector's.", [], ["best", "worst"]),
 )
 
