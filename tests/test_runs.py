@@ -202,7 +202,7 @@ def test_bad_image(tmp_path, small_set, monkeypatch):
 
 
 SETTINGS = {
-    "frozen": dict(image_size=64, find_lr=True, freeze="backbone", optimizer="adam", scheduler="plateau", thaw_epoch=1, epochs=2, backbone_lr=0.1, warmup=1,
+    "frozen": dict(image_size=96, find_lr=True, freeze="backbone", optimizer="adam", scheduler="plateau", thaw_epoch=1, epochs=2, backbone_lr=0.1, warmup=1,
                    average="ema", accumulate=2),
     "folds": dict(folds=2, fold=1, classes="nih8", optimizer="sgd", lr=1e-3, scheduler="step", anchor_scale=0, monitor="val_loss", freeze_bn=True),
     "bf16": dict(precision="bf16", num_workers=1),
