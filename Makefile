@@ -42,10 +42,10 @@ run: $(STAMP) ## train and evaluate the demo (DATA=nih DATA_ROOT=DIR: on your im
 	@python tools/summary.py runs/demo
 
 test: $(STAMP) ## run every test
-	pytest tests -n $(WORKERS) --maxschedchunk 1
+	pytest tests -n $(WORKERS) --dist worksteal
 
 test-slow: $(STAMP) ## the slow and the real-data tests too; keeps the result in nbs/last_slow_test.qmd
-	pytest tests -n $(WORKERS) --maxschedchunk 1 --slow
+	pytest tests -n $(WORKERS) --dist worksteal --slow
 	pytest tests -k make_run --slow
 
 docs: $(STAMP) ## build the site into _docs and check its links

@@ -23,18 +23,12 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also what is marked slow, and the notebooks' slow and data cells")
 
 
-# Started first, since a worker that begins one of these at the end would keep the others waiting; a worker takes two at a time, so long and short take turns
-LONGEST = ("test_readme_commands", "test_sweep", "test_the_line", "test_taken_name", "test_predecessors_command", "test_boxes_alone",
-           "test_real_images", "test_killed_and_resumed", "test_site", "test_same_losses", "test_settings", "test_folds_in_one_report")
-
-
 def pytest_collection_modifyitems(config, items):
     skip, alone = pytest.mark.skip(reason="slow: run by make test-slow"), pytest.mark.skip(reason="times a whole run, so make test-slow runs it alone, at the end")
     for o in items:
         if "slow" in o.keywords and not config.getoption("--slow"): o.add_marker(skip)
         elif o.nodeid.endswith("test_runs.py::test_make_run") and config.option.keyword != "make_run": o.add_marker(alone)
-    first = {name: i for i, name in enumerate(LONGEST)}
-    items.sort(key=lambda o: (first.get(o.name.split("[")[0], len(first)), "test_notebooks" in o.nodeid))
+    items.sort(key=lambda o: "test_notebooks" in o.nodeid)  # the longest first
 
 
 class Result(subprocess.CompletedProcess):
