@@ -229,8 +229,8 @@ def _subgroups(r):
             a = v.get("all") or v
             thin, ap = bool(a.get("warning")), next((k for k in ("map_50", "ap_50") if k in a), "ap_50")
             weak |= thin
-            rows.append([g + " *"*thin, _say(v.get("n_images")), _say(v.get("n_boxes")), _show(a, "sensitivity"), _show(a, "specificity"), _show(a, ap)])
-        if rows: parts.append(_table([kind, "images", "boxes", "sensitivity", "specificity", "AP@0.5"], rows))
+            rows.append([g + " *"*thin, _say(v.get("n_images")), _say(v.get("n_boxes")), _show(a, "sensitivity"), _show(a, "sensitivity_guess"), _show(a, "specificity"), _show(a, ap), _show(a, f"{ap}_floor")])
+        if rows: parts.append(_table([kind, "images", "boxes", "sensitivity", "by guessing", "specificity", "AP@0.5", "blind floor"], rows))
     note = "\\* too few cases to read. " if weak else ""
     return "\n\n".join(parts) + f"\n\n{note}Many groups were looked at; some differ by chance alone." if parts else MISSING.capitalize() + "."
 

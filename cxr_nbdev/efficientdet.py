@@ -182,7 +182,7 @@ def detect(self:EfficientDet, x):
 @patch
 def decode(self:EfficientDet, logits, codes): # (B, anchors, classes) and (B, anchors, 4); returns a list of dicts of boxes, scores, labels
     "From the answers at all anchors to at most `max_det` boxes an image."
-    return postprocess(logits, codes, self.anchors.boxes, self.image_size, **self.postprocessing)
+    return postprocess(logits, codes, xyxy_to_yxyx(self.anchors.boxes), self.image_size, **self.postprocessing)
 
 # %% ../nbs/03c_efficientdet.ipynb #9bb48da9
 @patch

@@ -44,7 +44,7 @@ def encode_boxes(boxes, anchors): # (..., 4) xyxy each; returns (..., 4): shift 
 def decode_boxes(codes, anchors, largest=math.log(1000/16)): # (..., 4) each; largest: log of the factor where growing ends
     "The boxes (..., 4) xyxy that the codes describe."
     side_a = anchors[..., 2:]-anchors[..., :2]
-    centre = codes[..., :2].flip(-1)*side_a + anchors[..., :2] + side_a/2
+    centre = codes[..., :2].flip(-1)*side_a + (anchors[..., :2]+anchors[..., 2:])/2
     side = codes[..., 2:].flip(-1).clamp(max=largest).exp()*side_a
     return torch.cat([centre-side/2, centre+side/2], -1)
 
