@@ -23,7 +23,7 @@ with warnings.catch_warnings():   # effdet calls torch.jit.script as it is impor
 
 from .anchors import RATIOS, shape_pairs
 from .data import near
-from .lean import make_lean
+from .lean import fold_norms, make_lean
 from .losses import BOX_WEIGHTS, DetectionLosses
 from .model import Detector
 from .postprocess import check_postprocess, postprocess
@@ -124,6 +124,7 @@ class EfficientDet(Detector):
         self.criterion = DetectionLosses(len(classes), class_loss, box_loss, matching, label_smoothing, class_weights)
         self.set_postprocess(nms=nms, nms_iou=nms_iou, soft_sigma=soft_sigma, max_candidates=max_candidates, max_det=max_det, score_floor=score_floor)
         self.bn_momentum = cfg.norm_kwargs.momentum = bn_momentum
+        self.prepared, self.norm_pairs = (), None              # see `predicting`
         self.net = make_lean(EffDetNet(cfg, pretrained_backbone=False).to(memory_format=torch.channels_last))
         self.anchors = Anchors.from_config(cfg)
         self.anchors.register_buffer("boxes", self.anchors.boxes, persistent=False)
@@ -169,20 +170,47 @@ def net_out(self:EfficientDet, x): # float (B, 3, H, W); returns class logits an
     "What the network says at every anchor."
     if self.training and len(x) == 1 and min(self.anchors.feat_sizes[-1]) == 1:
         with _running_averages(self.net): return self.net(x)
-    return self.net(x)
+    net = self.net if self.training or not self.prepared else self.prepared[0]
+    return net(x)
 
 # %% ../nbs/03c_efficientdet.ipynb #bf61550c
 @patch
 def detect(self:EfficientDet, x):
     "The best boxes of every image, cut to the frame, without doubles."
-    cls_out, box_out = self.net_out(x)
-    flat = lambda outs, n: torch.cat([o.permute(0, 2, 3, 1).reshape(len(x), -1, n) for o in outs], 1).float()
+    return self.boxes_of(*self.net_out(x))
+
+@patch
+def boxes_of(self:EfficientDet, cls_out, box_out): # as from `net_out`
+    "What the network said, as predictions."
+    flat = lambda outs, n: torch.cat([o.permute(0, 2, 3, 1).reshape(len(o), -1, n) for o in outs], 1).float()
     return self.decode(flat(cls_out, len(self.classes)), flat(box_out, 4))
 
 @patch
 def decode(self:EfficientDet, logits, codes): # (B, anchors, classes) and (B, anchors, 4); returns a list of dicts of boxes, scores, labels
     "From the answers at all anchors to at most `max_det` boxes an image."
     return postprocess(logits, codes, xyxy_to_yxyx(self.anchors.boxes), self.image_size, **self.postprocessing)
+
+# %% ../nbs/03c_efficientdet.ipynb #712efa9e
+@patch
+@contextmanager
+def predicting(self:EfficientDet):
+    "Predictions in here are made by a copy of the network without batch norms; what is trained in here has no effect on them."
+    if self.net._compiled_call_impl is None:
+        folded, self.norm_pairs = fold_norms(self.net, self.image_size, self.norm_pairs)
+        self.prepared = (folded,)                          # a tuple, so that it is none of this module's parts
+    try: yield self
+    finally: self.prepared = ()
+
+@patch
+def validate(self:EfficientDet, images, targets):
+    "Losses and predictions from one pass of the network."
+    was = self.training
+    self.eval()
+    try:
+        with torch.no_grad():
+            out = self.net_out(self.normalise(images))
+            return self.total(self.criterion(*out, targets, xyxy_to_yxyx(self.anchors.boxes))), self.boxes_of(*out)
+    finally: self.train(was)
 
 # %% ../nbs/03c_efficientdet.ipynb #9bb48da9
 @patch

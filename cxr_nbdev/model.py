@@ -9,6 +9,7 @@ __all__ = ['DETECTORS', 'FORMAT', 'CHECKS', 'Detector', 'register_detector', 'li
 
 # %% ../nbs/03_model.ipynb #16450dfb
 import ast, json, pickle, tempfile, time, zipfile, zlib
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from functools import lru_cache
 from importlib import import_module
@@ -105,7 +106,11 @@ def losses(self:Detector,
           ): # dict of scalar tensors: class_loss, box_loss, and `loss`, their weighted sum
     "How wrong the detector is on this batch; `loss` is what to minimise."
     if check: self.check_batch(images, targets)
-    terms = self.loss_terms(self.normalise(images), targets)
+    return self.total(self.loss_terms(self.normalise(images), targets))
+
+@patch
+def total(self:Detector, terms): # dict of class_loss and box_loss; the same, with `loss`
+    "The parts of the loss with their weighted sum."
     return {"loss": terms["class_loss"] + self.box_weight*terms["box_loss"], **terms}
 
 # %% ../nbs/03_model.ipynb #239eea35
@@ -119,6 +124,22 @@ def predict(self:Detector,
     self.eval()
     try:
         with torch.no_grad(): return self.detect(self.normalise(images))
+    finally: self.train(was)
+
+# %% ../nbs/03_model.ipynb #69fdf883
+@patch
+@contextmanager
+def predicting(self:Detector):
+    "In here the weights stay as they are and much is predicted."
+    yield self
+
+@patch
+def validate(self:Detector, images, targets): # as for `losses`, checked already; returns what `losses` and what `predict` gives
+    "Losses and predictions of a batch, both in eval mode."
+    was = self.training
+    self.eval()
+    try:
+        with torch.no_grad(): return self.losses(images, targets, check=False), self.predict(images)
     finally: self.train(was)
 
 # %% ../nbs/03_model.ipynb #e931dd42

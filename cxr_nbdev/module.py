@@ -8,7 +8,7 @@ __all__ = ['PRECISION', 'DetectionData', 'DetectionModule', 'predictions_by_id',
 
 # %% ../nbs/03f_module.ipynb #50d7a46c
 import csv, logging, random, sys, time, warnings
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from .metrics import evaluate_detections
 from .files import atomic_write
 from .model import Detector, checkpoint_header, open_checkpoint, to_original
 from .optim import Plateau, lr_factor, make_optimizer, monitor_mode, warmup_share
-from .fast import loader_workers, targets_to, use_fused
+from .fast import keep_memory, loader_workers, targets_to, use_fused
 from .ranks import RankSampler, average_buffers, from_rank_0, gather_predictions, n_nodes, rank_arguments, rank_batch, world
 from .recovery import BestOrLast, LossGuard, PatientStop
 
@@ -60,7 +60,7 @@ class DetectionModule(pl.LightningModule):
                 ):
         super().__init__()
         self.detector, self.cfg, self.extra, self.monitor = detector, cfg, extra or {}, monitor or cfg.monitor
-        self.preds, self.val_metrics, self.plateau, self._plateau_state = {}, None, None, None
+        self.preds, self.val_metrics, self.plateau, self._plateau_state, self.settled = {}, None, None, None, ExitStack()
 
     def training_step(self, batch, i):
         images, targets = batch
@@ -70,16 +70,16 @@ class DetectionModule(pl.LightningModule):
 
     def validation_step(self, batch, i):
         images, targets = batch
-        losses = self.detector.losses(images, targets, check=False)
+        losses, preds = self.detector.validate(images, targets)
         self.log_dict({f"val_{k}": v for k, v in losses.items()}, on_epoch=True, batch_size=len(images), sync_dist=True)
-        self.preds.update(predictions_by_id(self.detector.predict(images), targets))
+        self.preds.update(predictions_by_id(preds, targets))
 
     def on_train_epoch_start(self): self.begin_epoch()
-    def on_validation_epoch_start(self): self.preds = average_buffers(self.detector) or {}
-    def on_validation_epoch_end(self): self.score_epoch()
+    def on_validation_epoch_start(self): self.begin_validation()
+    def on_validation_epoch_end(self): self.end_validation()
     def on_before_batch_transfer(self, batch, i): return self.detector.check_batch(*batch) or batch
     def transfer_batch_to_device(self, batch, device, i): return batch[0].to(device, non_blocking=device.type == "cuda"), targets_to(batch[1], device)
-    def setup(self, stage): self.compile_network()
+    def setup(self, stage): self.get_ready()
     def configure_optimizers(self): return self.make_optimizers()
     def on_save_checkpoint(self, ckpt): self.add_header(ckpt)
     def on_load_checkpoint(self, ckpt): self._plateau_state = ckpt.get("plateau")
@@ -101,9 +101,22 @@ def predictions_by_id(preds, # list of dicts of tensors from Detector.predict
 
 # %% ../nbs/03f_module.ipynb #186e9690
 @patch
-def compile_network(self:DetectionModule):
-    "With `compile`: let PyTorch write code for the network; in place, so that weights keep their names in a checkpoint."
+def get_ready(self:DetectionModule):
+    "On a CPU, keep memory from step to step. With `compile`: let PyTorch write code for the network; in place, so that weights keep their names in a checkpoint."
+    if self.trainer.strategy.root_device.type == "cpu": keep_memory()
     if self.cfg.compile: self.detector.net.compile()
+
+@patch
+def begin_validation(self:DetectionModule):
+    "One set of running averages on all devices; the weights stay as they are until the validation ends."
+    average_buffers(self.detector)
+    self.preds = {}
+    self.settled.enter_context(self.detector.predicting())
+
+@patch
+def end_validation(self:DetectionModule):
+    self.settled.close()
+    self.score_epoch()
 
 # %% ../nbs/03f_module.ipynb #dc84b172
 @patch
@@ -256,9 +269,11 @@ def predict_dataset(detector:Detector, ds:CXRDataset, batch_size=8, device="cpu"
     "The detector's predictions for every image of a dataset."
     was, live, out, start = detector.training, LiveLine(), {}, time.perf_counter()
     detector.to(device).eval()
-    for images, targets in DataLoader(ds, batch_size, collate_fn=collate):
-        out |= predictions_by_id(detector.predict(images.to(device)), targets)
-        live(f"{len(out)} of {len(ds)} images, {len(out)/(time.perf_counter()-start):.1f} images/s")
+    if torch.device(device).type == "cpu": keep_memory()
+    with detector.predicting():
+        for images, targets in DataLoader(ds, batch_size, collate_fn=collate):
+            out |= predictions_by_id(detector.predict(images.to(device)), targets)
+            live(f"{len(out)} of {len(ds)} images, {len(out)/(time.perf_counter()-start):.1f} images/s")
     live(f"{len(out)} images in {time.perf_counter()-start:.1f} s", last=True)
     detector.train(was)
     return out
