@@ -23,7 +23,7 @@ PARTS = {"Training": [("training.py", SMALL, []), ("training.py", LARGE, ["--rou
 
 def tables(script, networks, words, more):
     "(the machine's line, the tables) of one benchmark."
-    command = [sys.executable, str(HERE/script), *networks, *words, *(more if script == "training.py" else without(more, "--batch", "--no_memory", "--augment"))]
+    command = [sys.executable, str(HERE/script), *networks, *words, *(more if script == "training.py" else without(more, "--batch", "--augment"))]
     print(*command[1:], flush=True)
     o = subprocess.run(command, capture_output=True, text=True)
     if o.returncode: raise SystemExit(o.stderr[-3000:])

@@ -1,7 +1,7 @@
 """How many images a second are trained: effdet's own bench as its train script drives it, this project under Lightning, and the bound.
 
-Same network, weights, images, boxes, batch and device for all, in turns within one process, so that a machine that slows down slows all of them. Prints
-markdown tables. Runs on a CPU or a GPU, whichever is there.
+Same network, weights, images, boxes, batch and device for all. Each has a process of its own, with its own settings and memory; they work in turns, one at a time,
+so that a machine that slows down slows all of them. Prints markdown tables. Runs on a CPU or a GPU, whichever is there.
 
     python benchmarks/training.py                                                  # lite0 at 320 px, lite3 at 512, D0 at 512
     python benchmarks/training.py --only lite0@320 --batch 4 --rounds 5 --threads 1
@@ -10,15 +10,15 @@ markdown tables. Runs on a CPU or a GPU, whichever is there.
     python benchmarks/training.py --batch 32 --steps 30 --precision bf16           # for a GPU
 """
 import argparse
+import multiprocessing
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -34,6 +34,7 @@ from cxr_nbdev.config import TrainConfig
 from cxr_nbdev.data import load_tables
 from cxr_nbdev.dataset import CXRDataset, collate, load_pixels
 from cxr_nbdev.efficientdet import efficientdet_config, to_effdet_targets
+from cxr_nbdev.fast import keep_memory
 from cxr_nbdev.model import create_detector
 from cxr_nbdev.module import PRECISION, DetectionData, DetectionModule, make_trainer, quiet_lightning
 from cxr_nbdev.synth import make_synthetic
@@ -105,6 +106,13 @@ class Effdet:
     def run(self, n): return timed_steps(self.step, n, self.case.device)
 
 
+class EffdetKept(Effdet):
+    says = "(a) with freed memory kept, as this project does"
+    def __init__(self, case):
+        keep_memory()
+        super().__init__(case)
+
+
 class Same:
     "A loader that gives one batch `n` times."
     def __init__(self, batch, n): self.batch, self.n = batch, n
@@ -157,6 +165,7 @@ class Pipeline(Ours):
 class Bound:
     says = "(c) forward and backward alone, channels last, on a batch that is there already"
     def __init__(self, case):
+        if case.device == "cpu": keep_memory()
         self.case, self.det = case, case.detector().to(case.device).train()
         self.x = self.det.normalise(case.images.to(case.device))
     def step(self):
@@ -174,15 +183,35 @@ class Loader:
         return timed_steps(lambda: next(batches), n, "cpu")
 
 
-VARIANTS = dict(effdet=Effdet, ours=Ours, pipeline=Pipeline, bound=Bound, loader=Loader)
+VARIANTS = dict(effdet=Effdet, kept=EffdetKept, ours=Ours, pipeline=Pipeline, bound=Bound, loader=Loader)
 
 
-def in_turns(variants, rounds, n):
-    "Seconds of `n` steps: dict of name -> list, a value a round; every round goes through all variants."
-    out = {k: [] for k in variants}
+def work(pipe, make, case, threads):
+    "A process with one variant: `n` from the pipe runs n steps, None ends it; answers with seconds, at the end with the most memory it held, MiB."
+    torch.set_num_threads(threads)
+    try:
+        variant = make(Case(**case))
+        while (n := pipe.recv()) is not None: pipe.send(variant.run(n))
+        pipe.send(torch.cuda.max_memory_allocated()/2**20 if case["device"] == "cuda" else peak_mib())
+    except BaseException as e: pipe.send(e)
+
+
+def ask(pipe, n):
+    "What a variant's process answers; its error is ours."
+    pipe.send(n)
+    if isinstance(answer := pipe.recv(), BaseException): raise answer
+    return answer
+
+
+def in_turns(variants, case, rounds, n):
+    "(seconds of `n` steps: dict of name -> list, a value a round; peak memory: dict of name -> MiB). Every round goes through all variants."
+    spawn, pipes, out = multiprocessing.get_context("spawn"), {}, {k: [] for k in variants}
+    for k, v in variants.items():
+        pipes[k], theirs = spawn.Pipe()
+        spawn.Process(target=work, args=(theirs, v, case, torch.get_num_threads()), daemon=True).start()
     for _ in range(rounds):
-        for k, v in variants.items(): out[k].append(v.run(n))
-    return out
+        for k in variants: out[k].append(ask(pipes[k], n))
+    return out, {k: ask(p, None) for k, p in pipes.items()}
 
 
 def spread(xs, form="{:.2f}"):
@@ -195,47 +224,39 @@ def ratio(slow, fast):
     return [a/b for a, b in zip(slow, fast)]
 
 
-def peak(case, name):
-    "Most memory, MiB, of a fresh process that makes a few steps of one variant."
-    o = subprocess.run([sys.executable, os.path.abspath(__file__), "--only", case.name, "--batch", str(case.batch), "--device", case.device, "--precision", case.precision,
-                        "--threads", str(torch.get_num_threads()), "--alone", name], capture_output=True, text=True)
-    if o.returncode: raise SystemExit(o.stderr[-2000:])
-    return float(o.stdout.split()[-1])
-
-
-def alone(case, name):
-    "Prints the peak memory of one variant in this process."
-    variant = VARIANTS[name](case)
-    variant.run(3)
-    print(torch.cuda.max_memory_allocated()/2**20 if case.device == "cuda" else peak_mib())
-
-
-def table(case, rounds, memory=True):
+def table(case, rounds):
     "The comparison for one network, as markdown."
-    s = in_turns({k: v(case) for k, v in VARIANTS.items()}, rounds, case.steps)
-    n = case.steps*case.batch
-    rows = [f"| {VARIANTS[k].says} | {spread([n/o for o in t])} | {spread(ratio(s['effdet'], t)) if k != 'loader' else ''} | {spread(ratio(s['bound'], t)) if k != 'loader' else ''} | "
-            f"{peak(case, k) if memory and k != 'loader' else 0:,.0f} |".replace("| 0 |", "| |") for k, t in s.items()]
-    alone_, with_ = statistics.median(s["loader"])/n, statistics.median(s["pipeline"])/n
-    room = statistics.median(s["bound"])/n*1.05 + (alone_ if case.device == "cpu" else 0)
-    return "\n".join([f"### {case.arch} at {case.size} px, batches of {case.batch}, precision {case.precision}", "",
+    cuda, n = case["device"] == "cuda", case["steps"]*case["batch"]
+    s, memory = in_turns({k: v for k, v in VARIANTS.items() if k != "kept" or not cuda}, case, rounds, case["steps"])
+    rows = [f"| {VARIANTS[k].says} | {spread([n/o for o in t])} | " + (f"{spread(ratio(s['effdet'], t))} | {spread(ratio(s['bound'], t))} | {memory[k]:,.0f} |" if k != "loader" else "| | |")
+            for k, t in s.items()]
+    alone, whole = statistics.median(s["loader"])/n, statistics.median(s["pipeline"])/n
+    room = statistics.median(s["bound"])/n*1.05 + (0 if cuda else alone)
+    return "\n".join([title(case), "",
                       f"| what | images a second | to effdet | to the bound | peak memory, MiB |", "|---|---|---|---|---|", *rows, "",
-                      f"Aims: at least {2 if case.device == 'cuda' else 1.3} times effdet: **{verdict(statistics.median(ratio(s['effdet'], s['ours'])) >= (2 if case.device == 'cuda' else 1.3))}**. "
-                      f"With the pipeline an image takes {with_*1e3:.0f} ms; 5% over the bound{' plus the pipeline itself' if case.device == 'cpu' else ''} are {room*1e3:.0f} ms: **{verdict(with_ <= room)}**.", ""])
+                      f"Aims: at least {2 if cuda else 1.3} times effdet: **{verdict(statistics.median(ratio(s['effdet'], s['ours'])) >= (2 if cuda else 1.3))}**. "
+                      f"With the pipeline an image takes {whole*1e3:.0f} ms; 5% over the bound{'' if cuda else ' plus the pipeline itself'} are {room*1e3:.0f} ms: **{verdict(whole <= room)}**. "
+                      f"No more memory than effdet, {memory['effdet']:,.0f} MiB: **{verdict(memory['pipeline'] <= memory['effdet'])}**.", ""])
+
+
+def title(case): return f"### {CONFIGS[case['name']][0]} at {CONFIGS[case['name']][1]} px, batches of {case['batch']}, precision {case['precision']}"
 
 
 def verdict(yes): return "met" if yes else "not met"
 
 
+class With(Pipeline):
+    "The pipeline with a number of worker processes."
+    def __init__(self, workers, case):
+        super().__init__(case)
+        self.cfg = replace(case.cfg, num_workers=workers)
+
+
 def loaders(case, rounds, workers=(0, 1, 2)):
     "The whole pipeline with several numbers of worker processes, as markdown."
-    class With(Pipeline):
-        def __init__(self, case, w):
-            super().__init__(case)
-            self.cfg = replace(case.cfg, num_workers=w)
-    s = in_turns({w: With(case, w) for w in workers}, rounds, case.steps)
-    n, first = case.steps*case.batch, s[workers[0]]
-    return "\n".join([f"### {case.arch} at {case.size} px, batches of {case.batch}", "", "| worker processes | images a second | to none |", "|---|---|---|",
+    s, _ = in_turns({w: partial(With, w) for w in workers}, case, rounds, case["steps"])
+    n, first = case["steps"]*case["batch"], s[workers[0]]
+    return "\n".join([title(case), "", "| worker processes | images a second | to none |", "|---|---|---|",
                       *(f"| {w} | {spread([n/o for o in t])} | {spread(ratio(first, t))} |" for w, t in s.items()), ""])
 
 
@@ -251,11 +272,11 @@ def operations(variant, n, device):
 
 def profile_table(case, n=3, top=25):
     "What this project's step does beyond the bound, the most costly first, as markdown."
-    ours, bound = (operations(v(case), n, case.device) for v in (Ours, Bound))
+    ours, bound = (operations(v(Case(**case)), n, case["device"]) for v in (Ours, Bound))
     more = {k: ours.get(k, 0.)-bound.get(k, 0.) for k in ours | bound}
     rows = [f"| `{k}` | {ours.get(k, 0.):.1f} | {bound.get(k, 0.):.1f} | {more[k]:+.1f} |" for k in sorted(more, key=lambda k: -abs(more[k]))[:top]]
     total = lambda d: sum(d.values())
-    return "\n".join([f"### {case.arch} at {case.size} px, batches of {case.batch}: milliseconds a step, by operation", "", "| operation | ours | bound | more |", "|---|---|---|---|",
+    return "\n".join([f"{title(case)}: milliseconds a step, by operation", "", "| operation | ours | bound | more |", "|---|---|---|---|",
                       *rows, f"| all | {total(ours):.0f} | {total(bound):.0f} | {total(ours)-total(bound):+.0f} |", ""])
 
 
@@ -281,14 +302,11 @@ if __name__ == "__main__":
     p = parser(__doc__)
     p.add_argument("--batch", type=int, default=4, help="images a step (default: 4)")
     p.add_argument("--augment", default="cxr", help="policy of the pipeline (default: cxr)")
-    p.add_argument("--no_memory", action="store_true", help="without the peak memory, which takes a process a variant")
     p.add_argument("--profile", action="store_true", help="instead: where this project's time goes beyond the bound")
     p.add_argument("--loaders", action="store_true", help="instead: 0, 1 and 2 worker processes")
-    p.add_argument("--alone", choices=VARIANTS, help=argparse.SUPPRESS)
     a = p.parse_args()
     torch.set_num_threads(a.threads or os.cpu_count())
-    cases = (Case(name, a.batch, a.steps, a.device, a.precision, a.augment) for name in a.only or CONFIGS)
-    if a.alone: alone(next(cases), a.alone)
-    else:
-        print(machine(a.device), "\n", sep="")
-        for c in cases: print(profile_table(c) if a.profile else loaders(c, a.rounds) if a.loaders else table(c, a.rounds, not a.no_memory), flush=True)
+    print(machine(a.device), "\n", sep="")
+    for name in a.only or CONFIGS:
+        case = dict(name=name, batch=a.batch, steps=a.steps, device=a.device, precision=a.precision, augment=a.augment)
+        print(profile_table(case) if a.profile else loaders(case, a.rounds) if a.loaders else table(case, a.rounds), flush=True)

@@ -351,6 +351,19 @@ def _check_losses(make, size, other):
         grads = [p.grad for p in det.parameters() if p.grad is not None]
         assert grads and all(g.isfinite().all() for g in grads), "no gradients, or some that are not finite"
 
+# %% ../nbs/03_model.ipynb #54814efb
+@_check("what a validation asks for is what `losses` and `predict` give, also while `predicting`, and the weights stay")
+def _check_validate(make, size, other):
+    det, (ims, targs) = make(("a", "b"), size), example_batch(size, 3)
+    before, weights = det.eval().predict(ims), {k: v.clone() for k, v in det.state_dict().items()}
+    loss = det.losses(ims, targs)["loss"]
+    with det.predicting(): losses, preds = det.validate(ims, targs)
+    assert (losses["loss"]-loss).abs() <= 1e-3*loss.abs(), f"a loss of {losses['loss']}, and {loss} from `losses`"
+    for p, q in zip(before, preds, strict=True):
+        same = {k: p[k].shape == q[k].shape and torch.allclose(p[k].float(), q[k].float(), atol=tol) for k, tol in dict(scores=1e-4, boxes=.05).items()}
+        assert all(same.values()), f"other {[k for k, v in same.items() if not v]}"
+    assert all(torch.equal(v, weights[k]) for k, v in det.state_dict().items()) and not det.training, "weights or mode have changed"
+
 # %% ../nbs/03_model.ipynb #47d57ec1
 @_check("one class, one image in a batch")
 def _check_one(make, size, other):
