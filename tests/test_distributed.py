@@ -4,6 +4,7 @@ import os
 
 import pandas as pd
 import pytest
+import torch
 
 from conftest import run
 
@@ -12,11 +13,12 @@ SCRIPT = '''
 import json, os, sys
 import torch
 from cxr_nbdev.augment import make_policy
+from cxr_nbdev.averaging import measure_norms
 from cxr_nbdev.config import TrainConfig
 from cxr_nbdev.data import load_tables
 from cxr_nbdev.dataset import CXRDataset, load_pixels
-from cxr_nbdev.model import create_detector
-from cxr_nbdev.module import DetectionData, DetectionModule, make_trainer, quiet_lightning
+from cxr_nbdev.model import create_detector, open_checkpoint
+from cxr_nbdev.module import DetectionData, DetectionModule, SafeCheckpoints, make_trainer, quiet_lightning
 from cxr_nbdev.ranks import is_first
 
 torch.set_num_threads(1)
@@ -32,8 +34,12 @@ class Seen(DetectionModule):
         self.seen = getattr(self, "seen", []) + [([t["image_id"] for t in batch[1]], loss.item())]
         return loss
 
-def go(devices):
-    cfg = TrainConfig(image_size=64, epochs=2, batch_size=4, lr=1e-3, accelerator="cpu", devices=devices, augment="cxr", scheduler="none", freeze_bn=True)
+wrote, write = [], SafeCheckpoints.save_checkpoint
+SafeCheckpoints.save_checkpoint = lambda self, ckpt, path, **kw: (wrote.append(os.path.basename(path)), write(self, ckpt, path, **kw))
+same = lambda a, b: all(torch.equal(v, b["detector."+k]) for k, v in a.items())
+
+def go(devices, average="ema", freeze_bn=True):
+    cfg = TrainConfig(image_size=64, epochs=2, batch_size=4, lr=1e-3, accelerator="cpu", devices=devices, augment="cxr", scheduler="none", average=average, freeze_bn=freeze_bn)
     torch.manual_seed(0)
     det = create_detector(cfg.architecture, tables.classes, 64)
     det.frozen_norms = cfg.freeze_bn
@@ -44,11 +50,21 @@ def go(devices):
     with quiet_lightning():
         trainer = make_trainer(cfg, f"{sys.argv[2]}/{devices}", show=lambda line: None)
         trainer.fit(module, datamodule=DetectionData(train, val, 4, 0, 1))
-    out = dict(steps=module.seen, predicted=sorted(module.preds), map=module.val_metrics["map_plain_50"], weights=sum(p.double().abs().sum().item() for p in det.parameters()))
+    now, last = det.state_dict(), open_checkpoint(f"{sys.argv[2]}/{devices}/last.ckpt")
+    out = dict(steps=module.seen, predicted=sorted(module.preds), map=module.val_metrics["map_plain_50"], weights=sum(p.double().abs().sum().item() for p in det.parameters()),
+               wrote=list(wrote), saved=[same(now, last["state_dict"]), same(now, last["current_model_state"])])
+    wrote.clear()
+    norms = lambda: [v.double().abs().sum().item() for k, v in det.state_dict().items() if "running" in k]
+    out["kept"] = norms()
+    det.frozen_norms = False
+    measure_norms(det.train(), train, 4)
+    out["norms"] = norms()
     json.dump(out, open(f"{sys.argv[2]}/{devices}_{trainer.global_rank}.json", "w"))
 
-if is_first(): go(1)
-go(2)
+if len(sys.argv) > 3: go(2, sys.argv[3], freeze_bn=False)
+else:
+    if is_first(): go(1)
+    go(2)
 '''
 
 
@@ -75,6 +91,28 @@ def test_same_losses(both):
     assert list(h[0].epoch) == [0, 1] and {"val_loss", "train_box_loss"} <= set(h[0])
     pd.testing.assert_frame_equal(h[0].sort_index(axis=1), h[1].sort_index(axis=1), rtol=1e-4, atol=1e-5)
     assert all(abs(r["weights"]/one["weights"]-1) < 1e-5 for r in ranks) and ranks[0]["weights"] == ranks[1]["weights"]
+
+
+def test_average(both):
+    "The weights compared above are the EMA's: they, not the last step's, are in the checkpoint, which one process wrote, once an epoch. Batch norm measured by two is that of one."
+    from cxr_nbdev.model import open_checkpoint
+    one, ranks = result(both, "1_0"), [result(both, f"2_{r}") for r in (0, 1)]
+    assert all(r["saved"] == [True, False] for r in (one, *ranks))
+    assert ranks[0]["wrote"].count("last.ckpt") == 2 and sorted(ranks[0]["wrote"]) == sorted(one["wrote"]) and ranks[1]["wrote"] == []
+    flat = lambda n, kind: torch.cat([v.flatten().double() for k, v in open_checkpoint(both/f"{n}/last.ckpt")[kind].items() if v.is_floating_point()])
+    a, b, current = flat(1, "state_dict"), flat(2, "state_dict"), flat(1, "current_model_state")
+    assert (a-b).abs().max() < 1e-4 and (a-b).norm() < 1e-3*(a-current).norm()
+    assert one["norms"] == pytest.approx(ranks[0]["norms"], rel=2e-3) and ranks[0]["norms"] == ranks[1]["norms"]
+
+
+@pytest.mark.slow
+def test_swa(tmp_path, small_set):
+    "SWA with batch norm that learns: no average is there after the first epoch, one after the second; both processes end with the same, and its batch norm is what the training images give."
+    (tmp_path/"script.py").write_text(SCRIPT, encoding="utf-8")
+    run(["python", tmp_path/"script.py", small_set, tmp_path, "swa"], env={"MASTER_ADDR": "127.0.0.1"})
+    a, b = (result(tmp_path, f"2_{r}") for r in (0, 1))
+    assert all(a[k] == b[k] for k in ("weights", "kept", "map", "saved")) and a["saved"] == [True, False]
+    assert a["kept"] == pytest.approx(a["norms"], rel=1e-4) and b["wrote"] == []
 
 
 def test_nothing_twice(both):
