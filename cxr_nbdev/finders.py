@@ -23,7 +23,7 @@ from .model import Detector
 from .module import PRECISION, DetectionData, DetectionModule, SafeCheckpoints, quiet_lightning
 from .optim import make_optimizer
 from .plot import grid
-from .ranks import rank_batch, world
+from .ranks import alone, rank_batch, world
 
 # %% ../nbs/03fa_finders.ipynb #3a34b00e
 def raw_losses(smoothed, # as Lightning's learning-rate finder gives them
@@ -171,7 +171,7 @@ def explained(call, # without arguments: trains
     gc.collect()
     if torch.cuda.is_available(): torch.cuda.empty_cache()
     ranks = world()[1]
-    n = size_that_fits(detector.to(device).train(), data.train, cfg, rank_batch(cfg.batch_size, ranks))*ranks
+    with alone(): n = size_that_fits(detector.to(device).train(), data.train, cfg, rank_batch(cfg.batch_size, ranks))*ranks
     images = cfg.batch_size*cfg.accumulate
     raise MemoryError(f"out of memory with `batch_size` {cfg.batch_size} at `image_size` {cfg.image_size} ({why}). " + (
         f"What fits here is {n}. Next step: a new run with `batch_size` {n} and `accumulate` {math.ceil(images/n)}, which keeps {images} images a step" if n else

@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['world', 'RankSampler', 'rank_batch', 'positives_over_ranks', 'average_over_ranks', 'average_buffers',
            'gather_predictions', 'from_rank_0', 'is_first', 'n_nodes', 'started_from_outside', 'check_ranks',
-           'rank_arguments', 'leave_ranks']
+           'rank_arguments', 'leave_ranks', 'alone', 'end_others', 'lost_connection']
 
 # %% ../nbs/03a_ranks.ipynb #b4acb284
 import os
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 import torch.distributed as dist
@@ -17,9 +19,11 @@ from torch.utils.data import Sampler
 from .dataset import EpochSampler
 
 # %% ../nbs/03a_ranks.ipynb #726e0787
+_ALONE = ContextVar("alone", default=False)
+
 def world(): # (rank of this process from 0, number of processes)
     "Who are we, and how many?"
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() and not _ALONE.get() else (0, 1)
 
 # %% ../nbs/03a_ranks.ipynb #9bb4097b
 class RankSampler(Sampler):
@@ -125,5 +129,21 @@ def rank_arguments(devices:int, env=os.environ)->dict: # of pytorch_lightning.Tr
     return dict(num_nodes=n_nodes(env), strategy=DDPStrategy(broadcast_buffers=False))
 
 def leave_ranks():
-    "The training is over: each process is on its own again."
+    "The training has come to its end: each process is on its own again."
     if dist.is_available() and dist.is_initialized(): dist.destroy_process_group()
+
+# %% ../nbs/03a_ranks.ipynb #d9e15109
+@contextmanager
+def alone():
+    "Inside, this process does not speak to the others: they may not answer any more."
+    token = _ALONE.set(True)
+    try: yield
+    finally: _ALONE.reset(token)
+
+def end_others(trainer): # a Lightning trainer
+    "End the processes that this one has started."
+    for p in getattr(trainer.strategy.launcher, "procs", ()): p.kill()
+
+def lost_connection(e:BaseException)->bool:
+    "Does this error say no more than that another process is gone?"
+    return isinstance(e, RuntimeError) and any(s in str(e) for s in ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited"))

@@ -34,7 +34,7 @@ from .operate import choose_points, operating
 from .optim import param_groups, warmup_share
 from .plot import grid
 from .preflight import preflight
-from .ranks import check_ranks, is_first, leave_ranks
+from .ranks import check_ranks, end_others, is_first, leave_ranks, lost_connection
 from .recovery import stopped_early
 from .report import best_cases, metrics_table, plot_confusion, plot_history, show_cases, worst_cases
 from .run import Run, continued, local_path, mlflow_logger, open_run, papermill_output, plain, record, runs_dir, write_json
@@ -256,7 +256,11 @@ def fit(cfg:TrainConfig, run:Run, data:Data, detector, logger=None, show=print, 
     with quiet_lightning():
         trainer = make_trainer(cfg, run.folder, logger or False, best_by(cfg, data), show)
         if logger and not run.resumed: logger.log_hyperparams(run.config)
-        explained(lambda: trainer.fit(module, datamodule=data.loaders, ckpt_path=run.last if done else None, weights_only=True), detector, data.loaders, cfg, trainer.strategy.root_device)
+        try: explained(lambda: trainer.fit(module, datamodule=data.loaders, ckpt_path=run.last if done else None, weights_only=True), detector, data.loaders, cfg, trainer.strategy.root_device)
+        except BaseException as e:
+            end_others(trainer)
+            if lost_connection(e): raise ConnectionError("another process of this training has ended, and with it the training; the reason is in its own message") from None
+            raise
 
 # %% ../nbs/04_train.ipynb #d75d51e3
 def amend_checkpoint(path, **facts):
@@ -345,6 +349,6 @@ def train_ranks(cfg:TrainConfig, # with the name of the run
     if first:
         logger = mlflow_logger(run, cfg.tracking_uri, run.config.get("mlflow_run_id") if run.resumed else None)
         start(cfg, run, data, device, logger, **facts)
-    try: fit(cfg, run, data, detector, logger, show, launch=True)
-    finally: leave_ranks()
+    fit(cfg, run, data, detector, logger, show, launch=True)
+    leave_ranks()                                      # not after an error: taking leave of a process that waits can wait, too
     return run

@@ -1,8 +1,11 @@
 """One training on two devices, here two processes of a CPU that speak by gloo: the same as on one, no image twice, one process that writes."""
 import json
 import os
+import time
+from contextlib import suppress
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 
@@ -144,3 +147,45 @@ def test_notebook_names_the_command(start):
     "A notebook can't start processes, and says what can."
     o = start("papermill nbs/04_train.ipynb runs/x.ipynb -p devices 2 -p accelerator cpu", ok=False)
     assert "cxr_train devices=2" in o.text and not (start.folder/"runs/x").exists()
+
+
+FAILS = '''
+"cxr_train, but one process fails in its second step, and the other waits from there on, as in an all_reduce that nobody answers."
+import os, sys, time
+from pathlib import Path
+import torch
+from cxr_nbdev.cli import train_main
+from cxr_nbdev.module import DetectionModule
+from cxr_nbdev.ranks import world
+
+torch.set_num_threads(1)
+folder, who, error = Path(sys.argv[1]), int(sys.argv[2]), {"memory": torch.OutOfMemoryError("CUDA out of memory"), "image": ValueError("`a.png` is a truncated PNG")}[sys.argv[3]]
+step = DetectionModule.training_step
+
+def training_step(self, batch, i):
+    rank, size = world()
+    if i == 0: return step(self, batch, i)
+    (folder/f"pid{rank}").write_text(str(os.getpid()))
+    if rank != who: time.sleep(600)
+    (folder/"failed").write_text(str(time.time()))
+    raise error
+
+DetectionModule.training_step = training_step
+if __name__ == "__main__":
+    sys.exit(train_main("run=x devices=2 notebook=false accelerator=cpu data=synthetic epochs=1 batch_size=4 image_size=64 limit=16 architecture=tf_efficientdet_lite0 backbone=\'\' pretrained=false".split()))
+'''
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command,says", [
+    ("python fails.py . 0 image", "cxr: ValueError: `a.png` is a truncated PNG"),
+    ("python fails.py . 1 memory", "What fits here is 2. Next step: a new run with `batch_size` 2 and `accumulate` 2"),
+    ("torchrun --nproc-per-node 2 --master-port 29573 fails.py . 1 image", "cxr: ValueError: `a.png` is a truncated PNG")], ids=["first", "other", "torchrun"])
+def test_one_fails(tmp_path, small_env, command, says):
+    "Whichever process fails and whoever started them: its message is there, and within a minute no process is left, though the other one waits."
+    (tmp_path/"fails.py").write_text(FAILS, encoding="utf-8")
+    o = run(command, cwd=tmp_path, env={**small_env, "CXR_RUNS": str(tmp_path/"runs"), "MASTER_ADDR": "127.0.0.1"}, ok=False, timeout=300)
+    took = time.time()-float((tmp_path/"failed").read_text())
+    assert says in o.text and took < 60
+    for p in [int(f.read_text()) for f in tmp_path.glob("pid*")]:
+        with suppress(psutil.NoSuchProcess): assert psutil.Process(p).status() == psutil.STATUS_ZOMBIE
