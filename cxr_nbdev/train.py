@@ -139,7 +139,7 @@ def get_data(cfg:TrainConfig)->Data:
         ds = CXRDataset(t.subset(ids), cfg.image_size, transform, cfg.seed, pixels[at])
         if cfg.unboxed == "absent": ds.ignore[:] = False
         return ds
-    loaders = DetectionData(side(split.train, policy), side(split.val, None), cfg.batch_size, cfg.num_workers, cfg.seed)
+    loaders = DetectionData(side(split.train, policy), side(split.val, None), cfg.batch_size, cfg.num_workers, cfg.seed, gpu=check_device(cfg.accelerator) == "cuda")
     return Data(t, split, loaders, source, says, policy_dict(policy), local_path(root))
 
 # %% ../nbs/04_train.ipynb #e1fb1558
