@@ -135,6 +135,7 @@ def find_batch_size(detector:Detector, # is copied, stays as it is
                     data:DetectionData, # its training side is used
                     cfg, # a TrainConfig
                     largest:int=256, # that is tried
+                    smallest:int=1, # that is suggested, where it fits
                     room=0.8, # share of the memory that may be taken
                     device="cpu"): # (suggested size, DataFrame of batch_size, images_per_second, megabytes)
     "Throughput and memory of growing batches; MemoryError where not even one image fits."
@@ -147,7 +148,8 @@ def find_batch_size(detector:Detector, # is copied, stays as it is
         n *= 2
     if not rows: raise MemoryError(f"not even one image of {cfg.image_size} px fits into the memory; lower `image_size`, or take a smaller `architecture`")
     curve = pd.DataFrame(rows, columns=["batch_size", "images_per_second", "megabytes"]).assign(megabytes=lambda d: d.megabytes/1e6)
-    return int(curve.batch_size[curve.images_per_second >= 0.95*curve.images_per_second.max()].min()), curve
+    fast = curve[curve.batch_size >= min(smallest, curve.batch_size.max())]
+    return int(fast.batch_size[fast.images_per_second >= 0.95*fast.images_per_second.max()].min()), curve
 
 # %% ../nbs/03fa_finders.ipynb #57f639a6
 def plot_batch_sizes(curve:pd.DataFrame, n:int): # figure; what `find_batch_size` returned

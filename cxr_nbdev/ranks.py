@@ -110,7 +110,8 @@ def started_from_outside(env=os.environ)->bool:
 
 # %% ../nbs/03a_ranks.ipynb #3725049c
 def check_ranks(devices:int, # of this machine
-                batch_size:int, find_lr=False, launch=False, # may this process start the others?
+                batch_size:int, find_lr=False, find_batch_size=False,
+                launch=False, # may this process start the others?
                 env=os.environ): # nothing; ValueError with the next step
     "What several devices need, said before anything is loaded."
     here = int(env.get("LOCAL_WORLD_SIZE", 0))
@@ -119,6 +120,7 @@ def check_ranks(devices:int, # of this machine
     if not launch:
         raise ValueError(f"`devices` is {devices}: a notebook can't start the other processes. In a terminal, `cxr_train devices={devices} ...` trains on all of them and writes this notebook's record when it is done")
     if find_lr: raise ValueError("`find_lr` looks for the rate on one device; run it there once, then give the `lr` that it found")
+    if find_batch_size: raise ValueError("`find_batch_size` measures one device; run it there once, then give the `batch_size` that it found, times the number of devices")
     if devices > 0: rank_batch(batch_size, devices*n_nodes(env))
 
 # %% ../nbs/03a_ranks.ipynb #6418e956
