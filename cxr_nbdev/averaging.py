@@ -12,9 +12,10 @@ from itertools import chain
 import torch
 from pytorch_lightning.callbacks import WeightAveraging
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from .dataset import collate
+from .ranks import average_over_ranks, world
 
 # %% ../nbs/03eb_averaging.ipynb #b4c18cc6
 def ema_share(n:int, # how many steps were averaged before
@@ -35,16 +36,18 @@ def measure_norms(detector, # a Detector; the numbers of its batch norm layers c
                   most:int=256 # images to measure on, taken evenly from all
                  ):
     "Mean and variance of every batch norm layer, measured with the weights as they are."
-    was, device, size = detector.training, next(detector.parameters()).device, max(batch_size, 2)
+    was, device, size, (rank, ranks) = detector.training, next(detector.parameters()).device, max(batch_size, 2), world()
     norms = [m for m in detector.train().modules() if isinstance(m, _BatchNorm) and m.training]
     momenta = [m.momentum for m in norms]
     detector.eval()                                    # without dropout; with the generator below, no random number of the training is drawn
     for m in norms:
         m.train().reset_running_stats()
         m.momentum = None                              # to PyTorch: the plain mean of all batches
-    some = Subset(ds, range(0, len(ds), math.ceil(len(ds)/most)) if norms else [])
-    for images, targets in DataLoader(some, size, collate_fn=collate, drop_last=len(some) > size, generator=torch.Generator()):
+    some = range(0, len(ds), math.ceil(len(ds)/most)) if norms else ()
+    batches = [some[i:i+size] for i in range(0, len(some), size)][:max(1, len(some)//size)]
+    for images, targets in DataLoader(ds, batch_sampler=batches[rank::ranks], collate_fn=collate, generator=torch.Generator()):
         detector.losses(images.to(device), [{k: v.to(device) if torch.is_tensor(v) else v for k, v in t.items()} for t in targets])
+    average_over_ranks([b for m in norms for b in (m.running_mean, m.running_var)], len(batches[rank::ranks]))
     for m, momentum in zip(norms, momenta): m.momentum = momentum
     detector.train(was)
 

@@ -55,6 +55,7 @@ class TrainConfig:
     augment:str = "none"        # policy, see list_policies(); cxr for longer trainings
     freeze:str = ""             # stages not trained, joined by +: backbone, neck, heads
     resume:bool = False         # continue the run of this name where it was interrupted
+    find_batch_size:bool = False # look first for the smallest batch size that is nearly the fastest, and use it
     find_lr:bool = False        # look for the learning rate first, and use it
     monitor:str = "map_50"      # what the best checkpoint is best in: map_50, map_30, map or val_loss
     early_stop:int = 0          # stop after so many epochs without a better monitor; 0: never

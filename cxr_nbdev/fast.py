@@ -44,7 +44,8 @@ def keep_memory()->bool: # was there something to tell? On Linux with glibc
 # %% ../nbs/03ed_fast.ipynb #bc5f03cc
 def loader_workers(asked:int, # num_workers of the config; -1: choose
                    ranks:int=1, # processes that train on this machine
-                   gpu=None, cores=None # None: look
+                   gpu=None, # does a GPU train? None: if there is one
+                   cores=None # None: look
                   )->int:
     "How many processes prepare images for one process that trains."
     if asked >= 0: return asked

@@ -34,16 +34,19 @@ from .recovery import BestOrLast, LossGuard, PatientStop
 class DetectionData(pl.LightningDataModule):
     "Training and validation images in batches."
     def __init__(self, train:CXRDataset, val:CXRDataset, # datasets of the two sides of a patient split
-                 batch_size=8, num_workers=0, seed=42):
+                 batch_size=8, num_workers=0, seed=42,
+                 gpu=None # is it a GPU that trains? None: if there is one
+                ):
         super().__init__()
         self.train, self.val, self.batch_size, self.num_workers, self.seed = train, val, batch_size, num_workers, seed
+        self.gpu = torch.cuda.is_available() if gpu is None else gpu
 
     def _loader(self, ds, n, shuffle, **share): # n: images a step of this process; share: of RankSampler
         rank, size = world()
         if len(ds) < size: raise ValueError(f"{len(ds)} images for {size} devices: each needs at least one; take fewer devices")
-        workers = loader_workers(self.num_workers, max(1, size//n_nodes()))
+        workers = loader_workers(self.num_workers, max(1, size//n_nodes()), self.gpu)
         return DataLoader(ds, n, sampler=RankSampler(EpochSampler(len(ds), self.seed, shuffle), rank, size, **share), collate_fn=collate, num_workers=workers,
-                          persistent_workers=workers > 0, pin_memory=torch.cuda.is_available(), generator=torch.Generator().manual_seed(self.seed))
+                          persistent_workers=workers > 0, pin_memory=self.gpu, generator=torch.Generator().manual_seed(self.seed))
 
     def train_dataloader(self):
         return self._loader(self.train, rank_batch(self.batch_size, world()[1]), True, whole=self.batch_size if len(self.train) > self.batch_size else 0)

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['LABELS', 'UNBOXED', 'check_device', 'device_name', 'make_detector', 'check_inputs', 'check_steps', 'Data',
            'get_tables', 'get_data', 'split_table', 'choose_anchors', 'anchor_report', 'weigh_classes', 'fit_to_data',
-           'plot_lr', 'save_figure', 'choose_lr', 'checkpoint_facts', 'start', 'best_by', 'fit', 'amend_checkpoint',
-           'finish', 'result_line', 'make_figures', 'close', 'train', 'train_ranks']
+           'plot_lr', 'save_figure', 'choose_batch_size', 'choose_lr', 'say_found', 'save_found', 'checkpoint_facts',
+           'start', 'best_by', 'fit', 'amend_checkpoint', 'finish', 'result_line', 'make_figures', 'close', 'train',
+           'train_ranks']
 
 # %% ../nbs/04_train.ipynb #8f586139
 import platform, shutil, tempfile
@@ -23,7 +24,7 @@ from .calibrate import fit_calibration, scored_detections
 from .config import TrainConfig, injected_names, notebook_config
 from .data import Tables, class_set, data_hash, few, load_tables, resolve_source
 from .dataset import CXRDataset, load_pixels
-from .finders import explained, find_lr as lr_range_test
+from .finders import explained, find_batch_size as try_batch_sizes, find_lr as lr_range_test, plot_batch_sizes
 from .fullreport import RULES
 from .losses import balanced_weights
 from .metrics import blind_floor, evaluate_detections, floor_predictions
@@ -34,7 +35,7 @@ from .operate import choose_points, operating
 from .optim import param_groups, warmup_share
 from .plot import grid
 from .preflight import preflight
-from .ranks import check_ranks, is_first, leave_ranks
+from .ranks import check_ranks, end_others, is_first, leave_ranks, lost_connection
 from .recovery import stopped_early
 from .report import best_cases, metrics_table, plot_confusion, plot_history, show_cases, worst_cases
 from .run import Run, continued, local_path, mlflow_logger, open_run, papermill_output, plain, record, runs_dir, write_json
@@ -82,7 +83,7 @@ def check_inputs(cfg:TrainConfig, # to be trained
     "What can be checked before any image is read."
     parts = dict(device=lambda: check_device(cfg.accelerator, cfg.precision, cfg.devices), detector=lambda: make_detector(cfg, tuple(class_set(cfg.classes))),
                  policy=lambda: make_policy(cfg.augment, cfg.image_size), folder=lambda: resolve_source(cfg.data, cfg.data_root),
-                 ranks=lambda: check_ranks(cfg.devices, cfg.batch_size, cfg.find_lr, launch or cfg.resume))
+                 ranks=lambda: check_ranks(cfg.devices, cfg.batch_size, cfg.find_lr and not cfg.resume, cfg.find_batch_size and not cfg.resume, launch or cfg.resume))
     made, wrong = {}, []
     for k, make in parts.items():
         try: made[k] = make()
@@ -139,7 +140,7 @@ def get_data(cfg:TrainConfig)->Data:
         ds = CXRDataset(t.subset(ids), cfg.image_size, transform, cfg.seed, pixels[at])
         if cfg.unboxed == "absent": ds.ignore[:] = False
         return ds
-    loaders = DetectionData(side(split.train, policy), side(split.val, None), cfg.batch_size, cfg.num_workers, cfg.seed)
+    loaders = DetectionData(side(split.train, policy), side(split.val, None), cfg.batch_size, cfg.num_workers, cfg.seed, gpu=check_device(cfg.accelerator) == "cuda")
     return Data(t, split, loaders, source, says, policy_dict(policy), local_path(root))
 
 # %% ../nbs/04_train.ipynb #e1fb1558
@@ -209,11 +210,36 @@ def save_figure(fig, run:Run, name, logger=None):
     return fig
 
 # %% ../nbs/04_train.ipynb #6c4e2416
+def choose_batch_size(cfg:TrainConfig, run:Run, detector, data:Data, device="cpu"): # (cfg with the batch size that was found, what was tried or None); also set in data.loaders
+    "Look for the batch size; a resumed run keeps the one it found."
+    if run.resumed or not cfg.find_batch_size: return cfg, None
+    n, tried = try_batch_sizes(detector, data.loaders, cfg, smallest=1 if cfg.freeze_bn else 4, device=device)
+    cfg, data.loaders.batch_size = replace(cfg, batch_size=n), n
+    check_steps(cfg, len(data.train))
+    return cfg, tried
+
 def choose_lr(cfg:TrainConfig, run:Run, detector, data:Data): # (cfg with the lr that was found, the curve or None)
     "Look for the learning rate; a resumed run keeps the one it found."
     if run.resumed or not cfg.find_lr: return cfg, None
     with tempfile.TemporaryDirectory() as d: lr, curve = lr_range_test(detector, data.loaders, cfg, d)
     return replace(cfg, lr=lr), curve
+
+# %% ../nbs/04_train.ipynb #9f2eaebe
+def say_found(cfg:TrainConfig, tried, lr_curve)->str: # tried, lr_curve: from `choose_batch_size` and `choose_lr`
+    "What the finders chose."
+    said = []
+    if tried is not None: said.append(f"batch size found: {cfg.batch_size}, {tried.set_index('batch_size').images_per_second[cfg.batch_size]:.1f} images a second; tried: {', '.join(map(str, tried.batch_size))}")
+    if lr_curve is not None: said.append(f"learning rate found: {cfg.lr:.2e}" + (f", {cfg.lr*cfg.backbone_lr:.2e} for the backbone" if cfg.backbone_lr != 1 else ""))
+    return "\n".join(said) or "not asked for"
+
+def save_found(cfg:TrainConfig, run:Run, tried, lr_curve, logger=None)->dict: # name -> figure
+    "The pictures of what the finders saw, and the table of the batch sizes, into the run's folder."
+    figs = {}
+    if tried is not None:
+        atomic_write(run.path("find_batch_size.csv"), lambda p: tried.to_csv(p, index=False))
+        figs["find_batch_size"] = plot_batch_sizes(tried, cfg.batch_size)
+    if lr_curve is not None: figs["find_lr"] = plot_lr(lr_curve, cfg.lr)
+    return {k: save_figure(fig, run, k, logger) for k, fig in figs.items()}
 
 # %% ../nbs/04_train.ipynb #56029a27
 def checkpoint_facts(cfg:TrainConfig, run:Run, data:Data)->dict:
@@ -256,7 +282,11 @@ def fit(cfg:TrainConfig, run:Run, data:Data, detector, logger=None, show=print, 
     with quiet_lightning():
         trainer = make_trainer(cfg, run.folder, logger or False, best_by(cfg, data), show)
         if logger and not run.resumed: logger.log_hyperparams(run.config)
-        explained(lambda: trainer.fit(module, datamodule=data.loaders, ckpt_path=run.last if done else None, weights_only=True), detector, data.loaders, cfg, trainer.strategy.root_device)
+        try: explained(lambda: trainer.fit(module, datamodule=data.loaders, ckpt_path=run.last if done else None, weights_only=True), detector, data.loaders, cfg, trainer.strategy.root_device)
+        except BaseException as e:
+            end_others(trainer)
+            if lost_connection(e): raise ConnectionError("another process of this training has ended, and with it the training; the reason is in its own message") from None
+            raise
 
 # %% ../nbs/04_train.ipynb #d75d51e3
 def amend_checkpoint(path, **facts):
@@ -305,7 +335,8 @@ def close(run:Run, logger=None, output=""): # output: the notebook that records 
     "Put the record's files into MLflow and end its run; keep a copy of the record in the run's folder."
     if output and Path(output).is_file(): shutil.copyfile(output, run.path("record.ipynb"))
     if not logger: return
-    for name in ("config.json", "metrics.json", "history.csv", "split.csv"): logger.experiment.log_artifact(logger.run_id, str(run.path(name)))
+    for name in ("config.json", "metrics.json", "history.csv", "split.csv", "find_batch_size.csv"):
+        if run.path(name).exists(): logger.experiment.log_artifact(logger.run_id, str(run.path(name)))
     logger.finalize("success")
 
 # %% ../nbs/04_train.ipynb #8994794d
@@ -320,9 +351,12 @@ def train(cfg:TrainConfig, # what to train
     data = get_data(cfg)
     show(f"run `{run.name}`: {len(data.tables)} images. {data.says}")
     detector, facts = fit_to_data(cfg, run, detector, data, device, show)
-    cfg, _ = choose_lr(cfg, run, detector, data)
+    cfg, tried = choose_batch_size(cfg, run, detector, data, device)
+    cfg, lr_curve = choose_lr(cfg, run, detector, data)
+    if tried is not None or lr_curve is not None: show(say_found(cfg, tried, lr_curve))
     logger = mlflow_logger(run, cfg.tracking_uri, run.config.get("mlflow_run_id") if run.resumed else None)
     start(cfg, run, data, device, logger, **facts)
+    for fig in save_found(cfg, run, tried, lr_curve, logger).values(): close_figure(fig)
     fit(cfg, run, data, detector, logger, show)
     m, preds = finish(cfg, run, data, device)
     for fig in make_figures(cfg, run, data, m, preds, logger).values(): close_figure(fig)
@@ -345,6 +379,6 @@ def train_ranks(cfg:TrainConfig, # with the name of the run
     if first:
         logger = mlflow_logger(run, cfg.tracking_uri, run.config.get("mlflow_run_id") if run.resumed else None)
         start(cfg, run, data, device, logger, **facts)
-    try: fit(cfg, run, data, detector, logger, show, launch=True)
-    finally: leave_ranks()
+    fit(cfg, run, data, detector, logger, show, launch=True)
+    leave_ranks()                                      # not after an error: taking leave of a process that waits can wait, too
     return run

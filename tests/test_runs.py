@@ -117,6 +117,18 @@ def test_help_is_quick(command):
     assert min(once() for _ in range(3)) < 2
 
 
+@pytest.mark.slow
+def test_finders(start):
+    "Batch size and rate looked for by a run from the command line: what was found is what trains, and what the record shows; not on several devices."
+    line = "cxr_train find_batch_size=true find_lr=true accelerator=cpu epochs=1 image_size=64 limit=40 architecture=tf_efficientdet_lite0 backbone='' pretrained=false"
+    start(line+" run=found")
+    folder = start.folder/"runs/found"
+    config, (text, _) = load(folder/"config.json"), outputs(start.folder/"runs/found.ipynb")
+    assert config["batch_size"] >= 4 and config["find_batch_size"] and f"batch size found: {config['batch_size']}, " in text and "learning rate found: " in text
+    assert str(config["batch_size"]) in [o.split(",")[0] for o in (folder/"find_batch_size.csv").read_text().split()] and {"find_batch_size.png", "find_lr.png"} <= set(os.listdir(folder/"figures"))
+    assert "times the number of devices" in start(line.replace("find_lr=true", "devices=2")+" run=two", ok=False).text
+
+
 def test_sweep(start):
     "Two runs of one command, in this process; Hydra leaves nothing of its own."
     before = {o.name for o in start.folder.iterdir()}
@@ -202,7 +214,7 @@ def test_bad_image(tmp_path, small_set, monkeypatch):
 
 
 SETTINGS = {
-    "frozen": dict(image_size=96, find_lr=True, freeze="backbone", optimizer="adam", scheduler="plateau", thaw_epoch=1, epochs=2, backbone_lr=0.1, warmup=1,
+    "frozen": dict(image_size=96, find_batch_size=True, find_lr=True, freeze="backbone", optimizer="adam", scheduler="plateau", thaw_epoch=1, epochs=2, backbone_lr=0.1, warmup=1,
                    average="ema", accumulate=2),
     "folds": dict(folds=2, fold=1, classes="nih8", optimizer="sgd", lr=1e-3, scheduler="step", anchor_scale=0, monitor="val_loss", freeze_bn=True),
     "bf16": dict(precision="bf16", num_workers=1),
@@ -217,12 +229,16 @@ def test_settings(tmp_path, tiny_set, monkeypatch, name):
     from cxr_nbdev.train import train
     from functools import partial
     import torch
-    from cxr_nbdev.finders import find_lr
+    from cxr_nbdev.finders import find_batch_size, find_lr
     monkeypatch.setenv("CXR_RUNS", str(tmp_path))
     monkeypatch.setattr("cxr_nbdev.train.lr_range_test", partial(find_lr, steps=30))
+    monkeypatch.setattr("cxr_nbdev.train.try_batch_sizes", partial(find_batch_size, largest=4))
     train(TrainConfig(**{"run": name, "data": "synthetic", "data_root": str(tiny_set), "image_size": 128, "epochs": 1, "batch_size": 4, "accelerator": "cpu", **SETTINGS[name]}))
     config, n = load(tmp_path/name/"config.json"), (tmp_path/name/"history.csv").read_text().count("\n")-1
     if name == "frozen": assert 1e-6 < config["lr"] < .3 and config["lr"] != TrainConfig().lr and not list((tmp_path/name).glob(".lr_find*"))
+    if name == "frozen":
+        assert config["batch_size"] == 4 and [o.split(",")[0] for o in (tmp_path/name/"find_batch_size.csv").read_text().split()] == ["batch_size", "1", "2", "4"]
+        assert {"find_batch_size.png", "find_lr.png"} <= set(os.listdir(tmp_path/name/"figures"))
     if name == "folds": assert len(config["class_names"]) == 8 and set(load(tmp_path/name/"metrics.json")["val"]["per_class"]) == set(config["class_names"])
     ck = torch.load(tmp_path/name/"last.ckpt", weights_only=True)
     assert all(bool(v.any()) == (name != "folds") for k, v in ck["state_dict"].items() if k.endswith("running_mean")), "frozen batch norm stands still, any other moves"
