@@ -33,6 +33,7 @@ from .module import DetectionData, DetectionModule, make_trainer, predict_datase
 from .operate import choose_points, operating
 from .optim import param_groups, warmup_share
 from .plot import grid
+from .postprocess import SETTINGS
 from .preflight import preflight
 from .ranks import check_ranks, is_first, leave_ranks
 from .recovery import stopped_early
@@ -63,7 +64,7 @@ def make_detector(cfg:TrainConfig, # architecture, backbone, image_size ...
                  ): # a Detector, its weights drawn by cfg.seed
     "The detector that `cfg` asks for, with the frozen stages frozen."
     torch.manual_seed(cfg.seed)
-    asked = {k: getattr(cfg, k) for k in ("class_loss", "box_loss", "matching", "label_smoothing", "nms", "nms_iou", "score_floor") if getattr(cfg, k) != getattr(TrainConfig, k)} | more
+    asked = {k: getattr(cfg, k) for k in ("class_loss", "box_loss", "matching", "label_smoothing", *SETTINGS) if getattr(cfg, k) != getattr(TrainConfig, k)} | more
     try: det = create_detector(cfg.architecture, classes, cfg.image_size, backbone=cfg.backbone, pretrained=cfg.pretrained, anchor_scale=cfg.anchor_scale, **asked)
     except TypeError as e:
         if not asked: raise
