@@ -191,6 +191,9 @@ def eval_parser():
     add("--nms", default=EvalConfig.nms, choices=CHOICES["nms"], help="how doubles are settled (default: as for the run)")
     add("--nms_iou", type=_score, default=EvalConfig.nms_iou, help="overlap from which boxes of one class mean the same finding (default: as for the run)")
     add("--score_floor", type=_score, default=EvalConfig.score_floor, help="predictions below this score are dropped (default: as for the run)")
+    add("--soft_sigma", type=float, default=EvalConfig.soft_sigma, help="width of soft_gaussian's bell: the smaller, the more an overlap lowers the weaker score (default: as for the run)")
+    add("--max_candidates", type=int, default=EvalConfig.max_candidates, help="best answers an image, over all anchors and classes, that are looked at (default: as for the run)")
+    add("--max_det", type=int, default=EvalConfig.max_det, help="predictions an image at most (default: as for the run)")
     add("--num_classes", type=int, default=None, help="checked against the checkpoint")
     add("--image_size", type=int, default=None, help="checked against the checkpoint")
     add("--architecture", default=None, help="checked against the checkpoint")
@@ -241,9 +244,10 @@ def eval_checkpoint(a)->Path: # a: parsed arguments; the JSON that was written
     "What cxr_eval does."
     from cxr_nbdev.evaluate import change_postprocess, checkpoint_class_set, choose_subset, evaluate, load_subject, predict
     from cxr_nbdev.nih import find_images, load_image_folder
+    from cxr_nbdev.postprocess import SETTINGS
     from cxr_nbdev.train import check_device
-    cfg = parse_config(dict(n_boot=a.n_boot, batch_size=a.batch_size, accelerator=a.accelerator, skip_bad=a.skip_bad, nms=a.nms, nms_iou=a.nms_iou, score_floor=a.score_floor,
-                            score_threshold=-1 if a.cm_threshold is None else a.cm_threshold), EvalConfig)
+    cfg = parse_config(dict(n_boot=a.n_boot, batch_size=a.batch_size, accelerator=a.accelerator, skip_bad=a.skip_bad, score_threshold=-1 if a.cm_threshold is None else a.cm_threshold,
+                            **{k: getattr(a, k) for k in SETTINGS}), EvalConfig)
     subject = load_subject(a.checkpoint)
     if diff := contradictions(subject.detector.spec(), a.num_classes, a.image_size, a.architecture, a.backbone):
         raise ValueError(f"{a.checkpoint} is not what the command says:\n" + "\n".join(f"  - {d}" for d in diff) + "\nLeave these flags out: the checkpoint knows.")
@@ -271,7 +275,10 @@ def eval_predictions(a)->Path: # a: parsed arguments; the JSON that was written
     from cxr_nbdev.evaluate import Answers, evaluate_answers
     from cxr_nbdev.fullreport import cross_floor
     from cxr_nbdev.nih import find_images, load_image_folder
+    from cxr_nbdev.postprocess import SETTINGS
     from cxr_nbdev.predfiles import read_coco_truth, read_predictions
+    if asked := [k for k in SETTINGS if getattr(a, k) != getattr(EvalConfig, k)]:
+        raise ValueError(f"--{asked[0]} says how a checkpoint's answers become boxes; the boxes of --predictions are taken as they are: leave it out")
     coco = a.annotations_file.lower().endswith(".json")
     if not coco and not a.image_folder_path: raise ValueError("a CSV of boxes needs --image_folder_path too, since the size of the images decides where its boxes lie; a COCO file of annotations does not")
     tables = read_coco_truth(a.annotations_file) if coco else load_image_folder(a.image_folder_path, a.annotations_file, label_table=a.label_table or None, classes=a.classes,

@@ -69,6 +69,9 @@ class TrainConfig:
     nms:str = "nms"             # how boxes of one class that overlap are settled: nms, soft_linear, soft_gaussian or wbf
     nms_iou:float = 0.5         # overlap from which they mean the same finding
     score_floor:float = 0.0     # predictions below this score are dropped
+    soft_sigma:float = 0.5      # width of soft_gaussian's bell: the smaller, the more an overlap lowers the weaker score
+    max_candidates:int = 5000   # best answers an image, over all anchors and classes, that are looked at
+    max_det:int = 100           # predictions an image at most
     tracking_uri:str = ""       # MLflow server; empty: a local file, mlflow.db
 
 # %% ../nbs/03g_config.ipynb #100388dc
@@ -87,6 +90,9 @@ class EvalConfig:
     nms:str = ""                # nms, soft_linear, soft_gaussian or wbf; empty: as for the run
     nms_iou:float = -1.0        # overlap from which boxes of one class mean the same finding; -1: as for the run
     score_floor:float = -1.0    # predictions below this score are dropped; -1: as for the run
+    soft_sigma:float = -1.0     # width of soft_gaussian's bell: the smaller, the more an overlap lowers the weaker score; -1: as for the run
+    max_candidates:int = -1     # best answers an image, over all anchors and classes, that are looked at; -1: as for the run
+    max_det:int = -1            # predictions an image at most; -1: as for the run
     image_score:str = "max"     # how sure an image is: max or noisy_or of its boxes, or head where the detector has one
     n_boot:int = 2000           # resamples of the patients for the intervals
     batch_size:int = 8          # images at a time
@@ -127,6 +133,7 @@ CHOICES = dict(optimizer=("adamw", "adam", "sgd"), scheduler=("cosine", "plateau
                monitor=("map_50", "map_30", "map", "val_loss"),
                accelerator=("auto", "cpu", "gpu", "mps"), subset=("auto", "val", "all", "unseen"), image_score=("max", "noisy_or", "head"))
 RANGES = dict(anchor_scale=(0, 32), label_smoothing=(0, 0.5), nms_iou=(0, 1), score_floor=(0, 1),
+              soft_sigma=(1e-3, 1e3), max_candidates=(1, math.inf), max_det=(1, math.inf),
               image_size=(32, 4096), epochs=(1, 100_000), batch_size=(1, 4096), lr=(1e-12, 10),
               weight_decay=(0, 10), clip_norm=(0, math.inf),
               ema_decay=(0, 0.999999), swa_start=(0, 1), warmup=(-1, 1e6), backbone_lr=(1e-6, 10), thaw_epoch=(0, math.inf), accumulate=(1, 4096),

@@ -22,6 +22,7 @@ from .fullreport import build_report, report_page, save_report
 from .metrics import floor_predictions
 from .model import load_detector, read_checkpoint
 from .module import predict_dataset
+from .postprocess import SETTINGS
 from .readings import find_readings, load_readings
 from .run import list_runs, local_path, read_json, runs_dir, versions, write_json
 from .split import limit_tables, patient_hash
@@ -76,11 +77,11 @@ def checkpoint_class_set(subject:Subject)->str:
 # %% ../nbs/05_eval.ipynb #a51c0de7
 def change_postprocess(subjects, cfg:EvalConfig)->str: # list of Subject; part of a file's name, such as 'soft_linear', empty where nothing is asked for
     "Let finished detectors settle doubles otherwise, as far as `cfg` asks for it."
-    asked = {k: getattr(cfg, k) for k in ("nms", "nms_iou", "score_floor") if getattr(cfg, k) != getattr(EvalConfig, k)}
+    asked = {k: getattr(cfg, k) for k in SETTINGS if getattr(cfg, k) != getattr(EvalConfig, k)}
     for s in subjects if asked else ():
         if not hasattr(s.detector, "set_postprocess"): raise ValueError(f"{s.path} holds a {s.detector.name}, whose post-processing can't be changed; leave out {', '.join(asked)}")
         s.detector.set_postprocess(**asked)
-    return "_".join(f"{v}" if k == "nms" else f"{k}{v:g}" for k, v in asked.items())
+    return "_".join(v if k == "nms" else f"{k}{v}" for k, v in asked.items())
 
 def eval_file(subject:Subject, subset, data_hash, limit=0, more=(), changed="")->Path: # changed: from `change_postprocess`
     "Where a result goes: eval.json is that of the run's best checkpoint on all of its validation images, any other is named by its images and by what was changed."

@@ -101,9 +101,8 @@ def resume_problems(cfg:TrainConfig, # what is asked for now
                     record:dict # config.json of the run
                    ): # list of sentences
     "In which parameters the run to be continued differs."
-    skip = MAY_DIFFER | {found for find, found in FOUND.items() if record.get(find)}
-    return [f"`{k}` was {record[k]!r} and is {v!r} now" for k, v in dataclasses.asdict(cfg).items()
-            if k not in skip and k in record and record[k] != v]
+    skip, was = MAY_DIFFER | {found for find, found in FOUND.items() if record.get(find)}, {**dataclasses.asdict(TrainConfig()), **record}
+    return [f"`{k}` was {was[k]!r} and is {v!r} now" for k, v in dataclasses.asdict(cfg).items() if k not in skip and was[k] != v]
 
 # %% ../nbs/03h_run.ipynb #2f8eefa7
 def continued(cfg:TrainConfig, # what is asked for now

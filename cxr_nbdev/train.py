@@ -34,6 +34,7 @@ from .module import DetectionData, DetectionModule, make_trainer, predict_datase
 from .operate import choose_points, operating
 from .optim import param_groups, warmup_share
 from .plot import grid
+from .postprocess import SETTINGS
 from .preflight import preflight
 from .ranks import check_ranks, end_others, is_first, leave_ranks, lost_connection
 from .recovery import stopped_early
@@ -64,7 +65,7 @@ def make_detector(cfg:TrainConfig, # architecture, backbone, image_size ...
                  ): # a Detector, its weights drawn by cfg.seed
     "The detector that `cfg` asks for, with the frozen stages frozen."
     torch.manual_seed(cfg.seed)
-    asked = {k: getattr(cfg, k) for k in ("class_loss", "box_loss", "matching", "label_smoothing", "nms", "nms_iou", "score_floor") if getattr(cfg, k) != getattr(TrainConfig, k)} | more
+    asked = {k: getattr(cfg, k) for k in ("class_loss", "box_loss", "matching", "label_smoothing", *SETTINGS) if getattr(cfg, k) != getattr(TrainConfig, k)} | more
     try: det = create_detector(cfg.architecture, classes, cfg.image_size, backbone=cfg.backbone, pretrained=cfg.pretrained, anchor_scale=cfg.anchor_scale, **asked)
     except TypeError as e:
         if not asked: raise
@@ -175,13 +176,15 @@ def anchor_report(used:dict, tables:Tables, image_size): # used: from `choose_an
     return f"anchors: {used['how']} (scale {used['anchor_scale']:g}{shapes}); {c.covered['all']:.0%} of the training boxes have one", c
 
 # %% ../nbs/04_train.ipynb #87eb0541
-def weigh_classes(cfg:TrainConfig, detector, data:Data)->dict: # class -> weight; empty where every class counts the same
-    "Give the detector the class weights that `cfg` asks for, from the training boxes."
+def weigh_classes(cfg:TrainConfig, run:Run, detector, data:Data)->dict: # class -> weight; empty where every class counts the same
+    "Give the detector the class weights that `cfg` asks for, from the training boxes; a resumed run keeps those it was started with."
     if cfg.class_weights == "none": return {}
-    n = data.train.tables.boxes.label.value_counts()
-    weights = balanced_weights([int(n.get(c, 0)) for c in data.tables.classes])
-    detector.criterion.class_weights.copy_(torch.tensor(weights))
-    return dict(zip(data.tables.classes, weights))
+    weights = run.config.get("weights_by_class") if run.resumed else None
+    if weights is None:
+        n = data.train.tables.boxes.label.value_counts()
+        weights = dict(zip(data.tables.classes, balanced_weights([int(n.get(c, 0)) for c in data.tables.classes])))
+    detector.criterion.class_weights.copy_(torch.tensor([weights[c] for c in data.tables.classes]))
+    return weights
 
 # %% ../nbs/04_train.ipynb #c526faac
 def fit_to_data(cfg:TrainConfig, run:Run, detector, data:Data, device="cpu", show=print): # (detector, what of it the record keeps)
@@ -189,8 +192,8 @@ def fit_to_data(cfg:TrainConfig, run:Run, detector, data:Data, device="cpu", sho
     check_steps(cfg, len(data.train))
     detector, anchors_used = choose_anchors(cfg, run, detector, data)
     show(anchor_report(anchors_used, data.train.tables, cfg.image_size)[0])
-    preflight(detector, data.loaders, not (run.resumed or cfg.pretrained), device).act(show)
-    return detector, dict(weights_by_class=weigh_classes(cfg, detector, data), anchors_used=anchors_used)
+    explained(lambda: preflight(detector, data.loaders, not (run.resumed or cfg.pretrained), device), detector, data.loaders, cfg, device).act(show)
+    return detector, dict(weights_by_class=weigh_classes(cfg, run, detector, data), anchors_used=anchors_used)
 
 # %% ../nbs/04_train.ipynb #2f2a9be7
 def plot_lr(curve:pd.DataFrame, lr:float): # figure
@@ -221,7 +224,8 @@ def choose_batch_size(cfg:TrainConfig, run:Run, detector, data:Data, device="cpu
 def choose_lr(cfg:TrainConfig, run:Run, detector, data:Data): # (cfg with the lr that was found, the curve or None)
     "Look for the learning rate; a resumed run keeps the one it found."
     if run.resumed or not cfg.find_lr: return cfg, None
-    with tempfile.TemporaryDirectory() as d: lr, curve = lr_range_test(detector, data.loaders, cfg, d)
+    with tempfile.TemporaryDirectory() as d:
+        lr, curve = explained(lambda: lr_range_test(detector, data.loaders, cfg, d), detector, data.loaders, cfg, check_device(cfg.accelerator))
     return replace(cfg, lr=lr), curve
 
 # %% ../nbs/04_train.ipynb #9f2eaebe

@@ -12,7 +12,7 @@ import torch
 from conftest import run
 
 SCRIPT = '''
-"A training on one process, then the same on two; Lightning runs this file again for the second of them."
+"A training on one process, then the same on several; Lightning runs this file again for each of the others. Arguments: images, results, accelerator, how many, and a way of averaging for those alone."
 import json, os, sys
 import torch
 from cxr_nbdev.augment import make_policy
@@ -25,7 +25,10 @@ from cxr_nbdev.module import DetectionData, DetectionModule, SafeCheckpoints, ma
 from cxr_nbdev.ranks import is_first
 
 torch.set_num_threads(1)
-tables = load_tables("synthetic", sys.argv[1])
+torch.backends.cudnn.allow_tf32 = False
+images, results, accelerator, several = *sys.argv[1:4], int(sys.argv[4])
+batch = several*max(1, 4//several)
+tables = load_tables("synthetic", images)
 pixels, tables = load_pixels(tables, 64)
 side = lambda at, policy: CXRDataset(tables.subset(list(tables.images.image_id[at])), 64, policy, 1, pixels[at])
 train, val = side(slice(0, 11), make_policy("cxr", 64)), side(slice(11, 19), None)
@@ -39,10 +42,10 @@ class Seen(DetectionModule):
 
 wrote, write = [], SafeCheckpoints.save_checkpoint
 SafeCheckpoints.save_checkpoint = lambda self, ckpt, path, **kw: (wrote.append(os.path.basename(path)), write(self, ckpt, path, **kw))
-same = lambda a, b: all(torch.equal(v, b["detector."+k]) for k, v in a.items())
+same = lambda a, b: all(torch.equal(v.cpu(), b["detector."+k]) for k, v in a.items())
 
 def go(devices, average="ema", freeze_bn=True):
-    cfg = TrainConfig(image_size=64, epochs=2, batch_size=4, lr=1e-3, accelerator="cpu", devices=devices, augment="cxr", scheduler="none", average=average, freeze_bn=freeze_bn)
+    cfg = TrainConfig(image_size=64, epochs=2, batch_size=batch, lr=1e-3, accelerator=accelerator, devices=devices, augment="cxr", scheduler="none", average=average, freeze_bn=freeze_bn)
     torch.manual_seed(0)
     det = create_detector(cfg.architecture, tables.classes, 64)
     det.frozen_norms = cfg.freeze_bn
@@ -51,10 +54,11 @@ def go(devices, average="ema", freeze_bn=True):
         if type(m).__name__ == "DropPath": m.drop_prob = 0.                                           # what is dropped depends on the place in the batch
     module = Seen(det, cfg)
     with quiet_lightning():
-        trainer = make_trainer(cfg, f"{sys.argv[2]}/{devices}", show=lambda line: None)
-        trainer.fit(module, datamodule=DetectionData(train, val, 4, 0, 1))
-    now, last = det.state_dict(), open_checkpoint(f"{sys.argv[2]}/{devices}/last.ckpt")
-    out = dict(steps=module.seen, predicted=sorted(module.preds), map=module.val_metrics["map_plain_50"], weights=sum(p.double().abs().sum().item() for p in det.parameters()),
+        trainer = make_trainer(cfg, f"{results}/{devices}", show=lambda line: None)
+        trainer.fit(module, datamodule=DetectionData(train, val, batch, 0, 1))
+        backend = torch.distributed.get_backend() if devices > 1 else ""
+    now, last = det.state_dict(), open_checkpoint(f"{results}/{devices}/last.ckpt")
+    out = dict(backend=backend, steps=module.seen, predicted=sorted(module.preds), map=module.val_metrics["map_plain_50"], weights=sum(p.double().abs().sum().item() for p in det.parameters()),
                wrote=list(wrote), saved=[same(now, last["state_dict"]), same(now, last["current_model_state"])])
     wrote.clear()
     norms = lambda: [v.double().abs().sum().item() for k, v in det.state_dict().items() if "running" in k]
@@ -62,12 +66,12 @@ def go(devices, average="ema", freeze_bn=True):
     det.frozen_norms = False
     measure_norms(det.train(), train, 4)
     out["norms"] = norms()
-    json.dump(out, open(f"{sys.argv[2]}/{devices}_{trainer.global_rank}.json", "w"))
+    json.dump(out, open(f"{results}/{devices}_{trainer.global_rank}.json", "w"))
 
-if len(sys.argv) > 3: go(2, sys.argv[3], freeze_bn=False)
+if len(sys.argv) > 5: go(several, sys.argv[5], freeze_bn=False)
 else:
     if is_first(): go(1)
-    go(2)
+    go(several)
 '''
 
 
@@ -76,24 +80,30 @@ def both(tmp_path_factory, small_set):
     "The folder of a training on one process and on two."
     d = tmp_path_factory.mktemp("ranks")
     (d/"script.py").write_text(SCRIPT, encoding="utf-8")
-    run(["python", d/"script.py", small_set, d], env={"MASTER_ADDR": "127.0.0.1"})
+    run(["python", d/"script.py", small_set, d, "cpu", 2], env={"MASTER_ADDR": "127.0.0.1"})
     return d
 
 
 def result(d, name): return json.loads((d/f"{name}.json").read_text())
 
 
-def test_same_losses(both):
-    "Two processes, the same global batches: the same losses, step by step, and the same validation, to 1e-4."
-    one, ranks = result(both, "1_0"), [result(both, f"2_{r}") for r in (0, 1)]
-    assert len(one["steps"]) == 4 and all(len(r["steps"]) == 4 for r in ranks)
-    for (ids, loss), (a, la), (b, lb) in zip(one["steps"], ranks[0]["steps"], ranks[1]["steps"]):
-        assert ids == [i for pair in zip(a, b) for i in pair]
-        assert abs((la+lb)/2-loss) < 1e-4*loss
-    h = [pd.read_csv(both/f"{n}/history.csv").drop(columns=["seconds", "images_per_second"]) for n in (1, 2)]
+def same_losses(d, several, most=1e-4):
+    "One process and several, with the same global batches: the same losses, step by step, and the same validation."
+    one, ranks = result(d, "1_0"), [result(d, f"{several}_{r}") for r in range(several)]
+    steps = [r["steps"] for r in ranks]
+    assert one["steps"] and {len(s) for s in steps} == {len(one["steps"])}
+    for (ids, loss), *shares in zip(one["steps"], *steps):
+        assert ids == [i for together in zip(*(s[0] for s in shares)) for i in together]
+        assert abs(sum(s[1] for s in shares)/several-loss) < most*loss
+    h = [pd.read_csv(d/f"{n}/history.csv").drop(columns=["seconds", "images_per_second"]) for n in (1, several)]
     assert list(h[0].epoch) == [0, 1] and {"val_loss", "train_box_loss"} <= set(h[0])
-    pd.testing.assert_frame_equal(h[0].sort_index(axis=1), h[1].sort_index(axis=1), rtol=1e-4, atol=1e-5)
-    assert all(abs(r["weights"]/one["weights"]-1) < 1e-5 for r in ranks) and ranks[0]["weights"] == ranks[1]["weights"]
+    pd.testing.assert_frame_equal(h[0].sort_index(axis=1), h[1].sort_index(axis=1), rtol=most, atol=most/10)
+    assert all(abs(r["weights"]/one["weights"]-1) < most/10 and r["weights"] == ranks[0]["weights"] for r in ranks)
+
+
+def test_same_losses(both):
+    same_losses(both, 2)
+    assert len(result(both, "1_0")["steps"]) == 4 and result(both, "2_1")["backend"] == "gloo"
 
 
 def test_average(both):
@@ -112,7 +122,7 @@ def test_average(both):
 def test_swa(tmp_path, small_set):
     "SWA with batch norm that learns: no average is there after the first epoch, one after the second; both processes end with the same, and its batch norm is what the training images give."
     (tmp_path/"script.py").write_text(SCRIPT, encoding="utf-8")
-    run(["python", tmp_path/"script.py", small_set, tmp_path, "swa"], env={"MASTER_ADDR": "127.0.0.1"})
+    run(["python", tmp_path/"script.py", small_set, tmp_path, "cpu", 2, "swa"], env={"MASTER_ADDR": "127.0.0.1"})
     a, b = (result(tmp_path, f"2_{r}") for r in (0, 1))
     assert all(a[k] == b[k] for k in ("weights", "kept", "map", "saved")) and a["saved"] == [True, False]
     assert a["kept"] == pytest.approx(a["norms"], rel=1e-4) and b["wrote"] == []

@@ -1,9 +1,11 @@
 """A run that is killed at any moment and continued ends as if nothing had happened: the same weights, bit for bit, and the same history."""
+import json
 import multiprocessing
 import os
 import random
 import signal
 import time
+from functools import partial
 from unittest import mock
 
 import pandas as pd
@@ -13,14 +15,16 @@ from conftest import ENV
 
 FORK = multiprocessing.get_context("forkserver")
 FORK.set_forkserver_preload(["nbdev.test", "torch", "pytorch_lightning", "effdet", "albumentations", "seaborn", "cxr_nbdev.train"])
-RUN = dict(data="synthetic", image_size=64, epochs=3, batch_size=4, accelerator="cpu", val_fraction=0.3, augment="cxr", lr=1e-3, monitor="val_loss")
+RUN = dict(data="synthetic", limit=20, image_size=64, epochs=3, batch_size=4, accelerator="cpu", val_fraction=0.3, augment="cxr", lr=1e-3, monitor="val_loss")
 KINDS = {  # what a checkpoint has to carry
     "quick": dict(architecture="stub", average="ema"),
     "ema": dict(average="ema"),
     "swa": dict(average="swa", swa_start=0.4, scheduler="cosine", warmup=2, optimizer="sgd", accumulate=2),
     "plateau": dict(scheduler="plateau", average="ema", freeze="backbone", thaw_epoch=1, backbone_lr=0.3, num_workers=1),
     "stops": dict(early_stop=1, lr=1e-12, scheduler="none", monitor="map", epochs=6),
+    "fitted": dict(limit=0, anchors="fit", class_weights="balanced", find_lr=True, average="ema"),
 }
+FITTED = ("lr", "anchors_used", "weights_by_class")  # what the record of such a run holds, found before the first epoch
 
 
 def stub(name, classes, image_size, **kwargs):
@@ -81,10 +85,16 @@ def train(values, folder, started, where="", at=0):
     register_detector("stub", stub)
     cfg = TrainConfig(**values, resume=(folder/values["run"]/"config.json").exists())
     run = open_run(cfg)
+    if run.resumed: cfg = t.continued(cfg, run.config)
     device, detector = t.check_inputs(cfg)
-    data = t.get_data(cfg)
+    data, facts = t.get_data(cfg), {}
+    if cfg.find_lr:
+        never = {k: mock.Mock(side_effect=AssertionError(f"`{k}` is called on resuming")) for k in ("fit_anchors", "balanced_weights", "lr_range_test")}
+        with mock.patch.multiple(t, **never if run.resumed else dict(lr_range_test=partial(t.lr_range_test, steps=60))):
+            detector, facts = t.fit_to_data(cfg, run, detector, data, device, show=lambda line: None)
+            cfg, _ = t.choose_lr(cfg, run, detector, data)
     with mock.patch.object(module, "SafeCheckpoints", dying(where, at)):
-        t.start(cfg, run, data, device)
+        t.start(cfg, run, data, device, **facts)
         started.set()
         t.fit(cfg, run, data, detector, show=lambda line: None)
 
@@ -121,7 +131,7 @@ def history(folder): return pd.read_csv(folder/"history.csv", dtype=str).drop(co
 @pytest.fixture(scope="session")
 def few_images(tmp_path_factory):
     from cxr_nbdev.synth import make_synthetic
-    return make_synthetic(tmp_path_factory.mktemp("few")/"synthetic", n=20, size=64, seed=3)
+    return make_synthetic(tmp_path_factory.mktemp("few")/"synthetic", n=40, size=64, seed=3)
 
 
 @pytest.fixture(scope="session")
@@ -154,6 +164,11 @@ def check(kind, kills, undisturbed, home):
     pd.testing.assert_frame_equal(history(whole), history(home/kind))
 
 
+def recorded(folder, names=FITTED):
+    config = json.loads((folder/"config.json").read_text())
+    return {k: config[k] for k in names}
+
+
 def test_killed_twice(tmp_path, undisturbed):
     "Half way through a write, and somewhere in the training."
     seconds = undisturbed("quick")[2]
@@ -169,6 +184,20 @@ def test_killed_anywhere(tmp_path, undisturbed, seed):
     seconds = undisturbed(kind)[2]
     anyhow = (lambda: dict(seconds=seconds*rng.random()), lambda: dict(where="within", at=rng.randint(1, 4)), lambda: dict(where="after", at=rng.randint(1, 4)))
     check(kind, [anyhow[(seed+i) % 3]() for i in range(1+seed % 2)], undisturbed, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [[("within", 1)], [("within", 3), ("after", 2)]], ids=["before the first checkpoint", "twice"])
+def test_killed_with_fitted_values(tmp_path, undisturbed, kills):
+    "Anchors, class weights and the learning rate are those of the record: found once, before the first epoch, and never again."
+    values, whole, _ = undisturbed("fitted")
+    found = recorded(whole)
+    assert found["anchors_used"]["how"].startswith("fitted to ") and len(set(found["weights_by_class"].values())) > 1 and found["lr"] != values["lr"]
+    check("fitted", [dict(where=where, at=at) for where, at in kills], undisturbed, tmp_path)
+    assert recorded(tmp_path/"fitted") == found
+    specs = [torch.load(o/"best.ckpt", weights_only=True)["cxr_nbdev"]["spec"] for o in (whole, tmp_path/"fitted")]
+    assert specs[0] == specs[1] and specs[0]["anchor_ratios"] == found["anchors_used"]["anchor_ratios"]
+    assert specs[0]["class_weights"] == list(found["weights_by_class"].values())
 
 
 class Hostile:

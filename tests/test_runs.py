@@ -1,4 +1,5 @@
 """What a user types to train and to evaluate: papermill and the two commands, on a small set and on real images where there are some."""
+import collections
 import gzip
 import json
 import os
@@ -163,8 +164,11 @@ def test_predecessors_command(start, small_set):
     assert (here/"again/report/froc.png").exists() and not (here/"again/report/worst.png").exists(), "figures, but no gallery: there are no images"
     assert load(here/"again.json")["val"]["map_50"] == load(f)["val"]["map_50"] and "mAP@0.5" in scored.stdout
     assert "one of the two" in start(f"cxr_eval --annotations_file {made}/truth.json", ok=False).stderr
-    o = start(line+" --only_unseen --output unseen.json --no_figures")
+    o = start(line+" --only_unseen --output unseen.json --no_figures --nms soft_gaussian --soft_sigma 0.3 --max_candidates 50 --max_det 2")
     assert load(here/"unseen.json")["n_seen_patients"] == 0 and "were in the training" not in o.stderr
+    assert load(here/"unseen.json")["postprocessing"] == dict(nms="soft_gaussian", nms_iou=0.5, soft_sigma=0.3, max_candidates=50, max_det=2, score_floor=0.0)
+    boxes = lambda folder: collections.Counter(p["image_id"] for p in load(folder/"predictions.json"))
+    assert max(boxes(made).values()) > 2 == max(boxes(here/"unseen").values())
     assert (here/"unseen/report/findings.csv").exists() and not list((here/"unseen/report").glob("*.png"))
     o = start(line.replace("--num_classes 7", "--num_classes 8"), ok=False)
     assert "8" in o.stderr and "7" in o.stderr and "Traceback" not in o.stderr
