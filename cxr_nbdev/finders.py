@@ -109,7 +109,7 @@ OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 
 def is_out_of_memory(e:BaseException)->bool:
     "Is this what PyTorch or Python raise when memory runs out?"
-    return isinstance(e, OUT_OF_MEMORY) or isinstance(e, RuntimeError) and any(s in str(e) for s in ("out of memory", "can't allocate memory"))
+    return isinstance(e, OUT_OF_MEMORY) or isinstance(e, RuntimeError) and any(s in str(e) for s in ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED"))
 
 # %% ../nbs/03fa_finders.ipynb #218c25b8
 def try_batch(detector, # on its device, in train mode; its weights change
