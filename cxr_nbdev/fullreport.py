@@ -14,6 +14,8 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.pyplot import close as close_figure
 
 from .calibrate import calibration_block, calibration_table, plot_reliability, scored_detections, scored_images
@@ -206,8 +208,9 @@ def file_name(name): return "".join(c if c.isalnum() else "_" for c in name).str
 
 def save_pictures(fig, folder, name):
     "A figure as PNG, and as SVG."
-    for kind in ("png", "svg"):
-        atomic_write(folder/f"{file_name(name)}.{kind}", lambda p: fig.savefig(p, format=kind, dpi=100))
+    fig.set_dpi(100)
+    for write in (FigureCanvasAgg(fig).print_png, FigureCanvasSVG(fig).print_svg): # savefig would draw everything twice each time
+        atomic_write(folder/f"{file_name(name)}.{write.__name__[-3:]}", write)
         fig.set_layout_engine("none") # the layout is found; looking for it again would take as long as drawing
 
 def save_report(r:Report, folder, # is made

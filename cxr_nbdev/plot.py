@@ -10,7 +10,6 @@ __all__ = ['PALETTE', 'CLASS_COLORS', 'STYLE', 'KINDS', 'class_colors', 'set_sty
 from matplotlib.artist import Artist
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.transforms import Bbox
 from matplotlib import patheffects
 import matplotlib.pyplot as plt
 import numpy as np
@@ -106,29 +105,29 @@ class _Tags(Artist):
         for t,box,above in self.items:
             t.update_positions(renderer); t.update_bbox_position_size(renderer)
             now = t.get_bbox_patch().get_window_extent(renderer)
-            places = [_inside(o, edge) for o in _corners(self.axes.transData.transform(box), now.width, now.height, 1.5*renderer.points_to_pixels(1), above, edge)]
-            shift,place = min(places, key=lambda p: (round(sum(_shared(p[1], o) for o in taken)), round(p[0])))
-            t.set_position(np.add(t.get_position(), (place.min-now.min)/renderer.points_to_pixels(1)))
+            moved,places = _inside(_corners(self.axes.transData.transform(box), now.width, now.height, 1.5*renderer.points_to_pixels(1), above, edge), edge)
+            covered = _shared(places[:,None], np.reshape(taken, (1,-1,4))).sum(1)
+            place = places[np.lexsort([moved.round(), covered.round()])[0]]  # the first of those that cover least and then move least
+            t.set_position(np.add(t.get_position(), (place[:2]-now.min)/renderer.points_to_pixels(1)))
             taken.append(place)
 
 # %% ../nbs/00a_plot.ipynb #e3f1c07d
 def _corners(box, w, h, gap, above, edge):
-    "Places for a tag of `w` x `h` pixels at a box on the screen, the favourite first: outside before inside, left before right, near before far"
+    "Places x0, y0, x1, y1 for a tag of `w` x `h` pixels at a box on the screen, the favourite first: outside before inside, left before right, near before far"
     (x0,y0),(x1,y1) = np.clip([box.min(0), box.max(0)], edge.min, edge.max)
     ys = [y1+gap, y1-gap-h, y0-gap-h, y0+gap]                             # above it, at its top inside, below it, at its bottom inside
     ys = [y+k*s*(h+gap) for k in range(3) for y,s in zip(ys if above else ys[2:]+ys[:2], (1,-1,-1,1) if above else (-1,1,1,-1))]
     xs = [x0, x1-w] if x0 < edge.x0+.6*edge.width else [x1-w, x0]
-    return [Bbox.from_bounds(x, y, w, h) for y in ys for x in xs]
+    return np.array([[x, y, x+w, y+h] for y in ys for x in xs])
 
-def _inside(place, edge):
-    "How far a place has to be moved to lie inside `edge`, in pixels, and the moved one"
-    move = np.maximum(edge.min-place.min, 0) + np.minimum(edge.max-place.max, 0)
-    return np.abs(move).sum(), place.translated(*move)
+def _inside(places, edge):
+    "How far places have to be moved to lie inside `edge`, in pixels, and the moved ones"
+    move = np.maximum(edge.min-places[:,:2], 0) + np.minimum(edge.max-places[:,2:], 0)
+    return np.abs(move).sum(1), places+np.tile(move, 2)
 
 def _shared(a, b):
-    "Pixels that two places have in common"
-    both = Bbox.intersection(a, b)
-    return 0. if both is None else both.width*both.height
+    "Pixels that places have in common"
+    return np.maximum(np.minimum(a[...,2:], b[...,2:]) - np.maximum(a[...,:2], b[...,:2]), 0).prod(-1)
 
 # %% ../nbs/00a_plot.ipynb #6a07b242
 def show_boxes(

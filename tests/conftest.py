@@ -60,10 +60,34 @@ def copy_project(target):
     return target
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory):
+    "MLflow's file with its tables, still empty. A first run makes it in seconds; the tests that don't look at that take this one, made once for all workers."
+    from filelock import FileLock
+    here = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ: here = here.parent
+    with FileLock(here/"mlflow.lock"):
+        if not (here/"mlflow.db").exists():
+            run(["python", "-c", "import mlflow; mlflow.MlflowClient('sqlite:///new.db').search_experiments()"], cwd=here)
+            (here/"new.db").rename(here/"mlflow.db")
+    return here/"mlflow.db"
+
+
 @pytest.fixture
-def project(tmp_path):
+def project(tmp_path, empty_store):
     "A fresh copy of the whole project; run things there with `cwd=project`."
-    return copy_project(tmp_path/"project")
+    here = copy_project(tmp_path/"project")
+    shutil.copy(empty_store, here/"runs/mlflow.db")
+    return here
+
+
+@pytest.fixture
+def runs(tmp_path, empty_store, monkeypatch):
+    "A folder of runs for what trains in this process."
+    (tmp_path/"runs").mkdir()
+    shutil.copy(empty_store, tmp_path/"runs/mlflow.db")
+    monkeypatch.setenv("CXR_RUNS", str(tmp_path/"runs"))
+    return tmp_path/"runs"
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,11 @@ import re
 import shlex
 
 import pytest
-from conftest import ROOT, copy_project, run
+from conftest import ROOT, run
 
 README = ROOT/"README.md"
 FAST = "-p epochs 1 -p image_size 128 -p limit 16 -p num_workers 0"
+SMALL = "epochs=1 image_size=128 limit=16 architecture=tf_efficientdet_lite0 backbone="
 
 
 def blocks(language): return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(encoding="utf-8"), re.M | re.S) if README.exists() else []
@@ -46,23 +47,34 @@ def tried(command):
     if words[0] == "jupyter": return "jupyter lab --version"
     if words[0] == "cxr_compare" or "runs/first_eval.ipynb" in words: return None  # tests/test_compare.py does it
     if words[0] == "nbdev_test": return "nbdev_test --path nbs/index.ipynb"  # tests/test_notebooks.py runs them all
-    if words[0] == "papermill": return command if "--help-notebook" in words or "05_eval" in command else f"{command} {FAST}"
-    return command + {"cxr_train": " epochs=1 image_size=128 limit=16 architecture=tf_efficientdet_lite0 backbone=", "cxr_eval": " --n_boot 20 --no_figures", "cxr_card": ""}[words[0]]
+    if elsewhere(command): return None
+    if words[0] == "papermill": return command if "--help-notebook" in words else f"{command} {FAST}"
+    return command + {"cxr_train": f" notebook=false {SMALL}", "cxr_card": ""}[words[0]]
 
 
-@pytest.fixture(scope="module")
-def readme_project(tmp_path_factory, small_set):
-    return copy_project(tmp_path_factory.mktemp("readme")/"project")
+def elsewhere(command):
+    "Does one of tests/test_runs.py start with this very line? (test_the_line, test_sweep, test_predecessors_command)"
+    return run_of(command) == "exp1" or " -m " in command or command.startswith("cxr_eval")
 
 
-def test_readme_commands(readme_project, small_set):
-    "Line by line in one copy of the project, as a reader would do it, on a small set."
-    assert len(COMMANDS) > 10
-    for command in COMMANDS:
-        line = tried(command)
-        if line: run(line.replace("/path/to/nih", str(small_set)), cwd=readme_project, env={"CXR_SYNTHETIC_ROOT": str(small_set), "CXR_NIH_ROOT": ""})
-    for made in ("runs/exp1.ipynb", "runs/exp1/best.ckpt", "runs/exp1/eval.json", "runs/exp1/report.html", "runs/first/metrics.json", "runs/first/card.md"):
-        assert (readme_project/made).exists(), f"README's commands made no {made}"
+def run_of(command):
+    "The run that a command makes or uses, '' where there is none."
+    return ["", *re.findall(r"(?:runs/|-p run |\brun=)(\w+)", command)][-1]
+
+
+@pytest.mark.parametrize("name", dict.fromkeys(run_of(o) for o in COMMANDS if tried(o)))
+def test_readme_commands(start, small_set, name):
+    "Line by line as a reader would do it, on a small set; what belongs to one run in one copy of the project."
+    for line in (tried(o) for o in COMMANDS if run_of(o) == name):
+        if line: start(line.replace("/path/to/nih", str(small_set)))
+    for made in {"first": ("metrics.json", "card.md"), "nih1": ("best.ckpt", "metrics.json", "record.ipynb")}.get(name, ()):
+        assert (start.folder/"runs"/name/made).exists(), f"README's commands made no {made}"
+
+
+def test_every_command_is_tried():
+    "Here, or by the tests that `elsewhere` names."
+    assert len(COMMANDS) > 10 and {run_of(o) for o in COMMANDS} == {"", "exp1", "first", "nih1"}
+    assert [o.split()[0] for o in COMMANDS if elsewhere(o)] == ["papermill", "papermill", "cxr_train", "cxr_eval"]
 
 
 def test_readme_python(start):

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ENV, ROOT, SHARED, run
+from test_docs import COMMANDS, SMALL, run_of
 
 TINY = "-p image_size 128 -p epochs 1 -p batch_size 6"
 real = pytest.mark.skipif(not (SHARED/"nih/images").is_dir(), reason=f"no real images in {SHARED}/nih (CXR_SHARED names another folder)")
@@ -34,9 +36,11 @@ def tiny_set(tmp_path_factory):
 
 
 def test_the_line(start, tiny_set):
-    "Exactly the line of the README, then the evaluation; the injected value is found in the run, in its record and in MLflow."
+    "Exactly the two lines of the README; the injected value is found in the run, in its record and in MLflow, whose file the run makes itself."
+    line, evaluation = [o for o in COMMANDS if run_of(o) == "exp1"]
     here, env = start.folder, {"CXR_SYNTHETIC_ROOT": str(tiny_set)}
-    start("papermill nbs/04_train.ipynb runs/exp1.ipynb -p lr 1e-4", env)
+    (here/"runs/mlflow.db").unlink()
+    start(line, env)
     config, metrics = load(here/"runs/exp1/config.json"), load(here/"runs/exp1/metrics.json")
     assert (config["lr"], config["run"], config["data"], config["data_resolved"], config["labels"]) == (1e-4, "exp1", "auto", "synthetic", "report")
     for k in ("class_names", "manifest_hash", "git_commit", "versions", "device"): assert k in config
@@ -53,14 +57,14 @@ def test_the_line(start, tiny_set):
     [logged] = mlflow.MlflowClient(f"sqlite:///{here/'runs/mlflow.db'}").search_runs(["1"])
     assert (logged.data.params["lr"], logged.info.run_name, logged.info.status) == ("0.0001", "exp1", "FINISHED")
 
-    start("papermill nbs/05_eval.ipynb runs/exp1_eval.ipynb -p run exp1 -p n_boot 50", env)
+    start(f"{evaluation} -p n_boot 50", env)
     result = load(here/"runs/exp1/eval.json")
     assert result["val"]["map_50"] == metrics["val"]["map_50"] and len(result["val"]["sensitivity_ci"]) == 2 and result["subset"] == "val"
     assert result["val"]["blind_floor"]["map_50"] == metrics["val"]["blind_floor"]["map_50"]
     assert {"localization", "image_level", "operating_points", "calibration", "errors", "subgroups"} <= set(result)
     page = (here/"runs/exp1/report.html").read_text()
     assert "not for clinical use" in page and "http" not in page.replace("http://www.w3.org", "") and page.count("<img") > 10
-    assert start("papermill nbs/04_train.ipynb runs/exp1.ipynb -p lr 1e-4", env, ok=False).text.count("-p resume True")
+    assert start(line, env, ok=False).text.count("-p resume True")
     assert sorted(o.name for o in here.iterdir() if o.name in ("outputs", "multirun", "mlruns", "lightning_logs", "1")) == []
 
 
@@ -131,25 +135,32 @@ def test_finders(start):
 
 
 def test_sweep(start):
-    "Two runs of one command, in this process; Hydra leaves nothing of its own."
+    "Two runs of one command, the README's, each with its record; Hydra leaves nothing of its own."
+    [line] = [o for o in COMMANDS if " -m " in o]
     before = {o.name for o in start.folder.iterdir()}
-    start("cxr_train --config-name config -m lr=1e-4,3e-4 notebook=false run=s epochs=1 image_size=128 architecture=tf_efficientdet_lite0 backbone='' limit=16")
+    start(f"{line} run=s {SMALL}")
+    assert all((start.folder/f"runs/s-{i}.ipynb").exists() for i in (0, 1))
     assert [load(start.folder/f"runs/s-{i}/config.json")["lr"] for i in (0, 1)] == [1e-4, 3e-4]
     assert {o.name for o in start.folder.iterdir()} == before
     assert "did you mean `lr`" in start("cxr_train --config-name config lrr=1e-4", ok=False).text
     assert "did you mean `config`" in start("cxr_train --config-name confog", ok=False).text
 
 
-def test_predecessors_command(start, small_set):
-    "cxr_eval, flag by flag; contradictions name both values, seen patients are counted and can be left out."
+def test_predecessors_command(start, small_set, monkeypatch, capsys):
+    "cxr_eval, flag by flag, the first time as it is typed; contradictions name both values, seen patients are counted and can be left out."
+    from cxr_nbdev.cli import eval_main
     from cxr_nbdev.config import TrainConfig
     from cxr_nbdev.train import train
-    here = start.folder
+    here, [typed] = start.folder, [o for o in COMMANDS if o.startswith("cxr_eval")]
+    monkeypatch.chdir(here)
+    def again(line, ok=True):
+        capsys.readouterr()
+        assert (eval_main(shlex.split(line)[1:]) == 0) == ok
+        return capsys.readouterr()
     os.environ["CXR_RUNS"] = str(here/"runs")
     try: train(TrainConfig(run="first", data="synthetic", data_root=str(small_set), image_size=128, epochs=1, backbone="efficientnet_b0", accelerator="cpu"))
     finally: del os.environ["CXR_RUNS"]
-    line = (f"cxr_eval --image_folder_path {small_set}/images --annotations_file {small_set}/BBox_List_2017.csv --checkpoint runs/first/best.ckpt --cm_threshold 0.3 "
-            "--num_classes 7 --image_size 128 --architecture tf_efficientdet_lite0 --backbone efficientnet_b0 --n_boot 20")
+    line = typed.replace("/path/to/nih", str(small_set)) + " --num_classes 7 --image_size 128 --architecture tf_efficientdet_lite0 --backbone efficientnet_b0 --n_boot 20"
     o = start(line)
     assert "sensitivity" in o.stdout and "mAP@0.5" in o.stdout and "were in the training" in o.stderr
     [f] = (here/"runs/first").glob("eval_*.json")
@@ -159,21 +170,21 @@ def test_predecessors_command(start, small_set):
     point = load(f)["operating_points"]["youden"]
     assert "chosen on" in o.stdout, "the warning is shown, not only kept"
     assert point["chosen_on"] and point["warning"] and str(load(f)["n_val_patients"]-load(f)["n_seen_patients"]) in point["warning"]
-    scored = start(f"cxr_eval --predictions {made}/predictions.json --annotations_file {made}/truth.json --output again.json --n_boot 20")
+    scored = again(f"cxr_eval --predictions {made}/predictions.json --annotations_file {made}/truth.json --output again.json --n_boot 20")
     assert (here/"again/report.html").exists() and (here/"again/report/findings.csv").exists()
     assert (here/"again/report/froc.png").exists() and not (here/"again/report/worst.png").exists(), "figures, but no gallery: there are no images"
-    assert load(here/"again.json")["val"]["map_50"] == load(f)["val"]["map_50"] and "mAP@0.5" in scored.stdout
-    assert "one of the two" in start(f"cxr_eval --annotations_file {made}/truth.json", ok=False).stderr
-    o = start(line+" --only_unseen --output unseen.json --no_figures --nms soft_gaussian --soft_sigma 0.3 --max_candidates 50 --max_det 2")
-    assert load(here/"unseen.json")["n_seen_patients"] == 0 and "were in the training" not in o.stderr
+    assert load(here/"again.json")["val"]["map_50"] == load(f)["val"]["map_50"] and "mAP@0.5" in scored.out
+    assert "one of the two" in again(f"cxr_eval --annotations_file {made}/truth.json", ok=False).err
+    o = again(line+" --only_unseen --output unseen.json --no_figures --nms soft_gaussian --soft_sigma 0.3 --max_candidates 50 --max_det 2")
+    assert load(here/"unseen.json")["n_seen_patients"] == 0 and "were in the training" not in o.err
     assert load(here/"unseen.json")["postprocessing"] == dict(nms="soft_gaussian", nms_iou=0.5, soft_sigma=0.3, max_candidates=50, max_det=2, score_floor=0.0)
     boxes = lambda folder: collections.Counter(p["image_id"] for p in load(folder/"predictions.json"))
     assert max(boxes(made).values()) > 2 == max(boxes(here/"unseen").values())
     assert (here/"unseen/report/findings.csv").exists() and not list((here/"unseen/report").glob("*.png"))
-    o = start(line.replace("--num_classes 7", "--num_classes 8"), ok=False)
-    assert "8" in o.stderr and "7" in o.stderr and "Traceback" not in o.stderr
+    o = again(line.replace("--num_classes 7", "--num_classes 8"), ok=False)
+    assert "8" in o.err and "7" in o.err and "Traceback" not in o.err
     (here/"bad.ckpt").write_bytes((here/"runs/first/best.ckpt").read_bytes()[:20000])
-    assert "damaged" in start(line.replace("runs/first/best.ckpt", "bad.ckpt"), ok=False).stderr
+    assert "damaged" in again(line.replace("runs/first/best.ckpt", "bad.ckpt"), ok=False).err
 
 
 def test_killed_and_resumed(start, small_set):
@@ -199,22 +210,21 @@ def test_killed_and_resumed(start, small_set):
     assert "resumed after" in outputs(here/"runs/k.ipynb")[0]
 
 
-def test_bad_image(tmp_path, small_set, monkeypatch):
+def test_bad_image(tmp_path, small_set, runs):
     "A truncated image is named; with skip_bad the run goes on and counts it."
     from dataclasses import replace
     from cxr_nbdev.config import TrainConfig
     from cxr_nbdev.train import train
-    monkeypatch.setenv("CXR_RUNS", str(tmp_path/"runs"))
     root = shutil.copytree(small_set, tmp_path/"set")
     f = sorted((root/"images").iterdir())[3]
     f.write_bytes(f.read_bytes()[:2000])
     cfg = TrainConfig(run="bad", data="synthetic", data_root=str(root), image_size=128, epochs=1, accelerator="cpu")
     with pytest.raises(ValueError, match=f.name): train(cfg)
-    assert not (tmp_path/"runs/bad").exists()
+    assert not (runs/"bad").exists()
     said = []
     train(replace(cfg, skip_bad=True), show=said.append)
     assert "39 images" in said[0] and f.name in said[0] and "1 bad" in said[0]
-    assert list(load(tmp_path/"runs/bad/config.json")["skipped"]) == [f.name]
+    assert list(load(runs/"bad/config.json")["skipped"]) == [f.name]
 
 
 SETTINGS = {
@@ -227,24 +237,23 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("name", [pytest.param(o, marks=pytest.mark.slow) if o == "bf16" else o for o in SETTINGS])  # bf16 crawls on most CPUs
-def test_settings(tmp_path, tiny_set, monkeypatch, name):
+def test_settings(runs, tiny_set, monkeypatch, name):
     "Whole runs with the parameters that no other test turns."
     from cxr_nbdev.config import TrainConfig
     from cxr_nbdev.train import train
     from functools import partial
     import torch
     from cxr_nbdev.finders import find_batch_size, find_lr
-    monkeypatch.setenv("CXR_RUNS", str(tmp_path))
     monkeypatch.setattr("cxr_nbdev.train.lr_range_test", partial(find_lr, steps=30))
     monkeypatch.setattr("cxr_nbdev.train.try_batch_sizes", partial(find_batch_size, largest=4))
     train(TrainConfig(**{"run": name, "data": "synthetic", "data_root": str(tiny_set), "image_size": 128, "epochs": 1, "batch_size": 4, "accelerator": "cpu", **SETTINGS[name]}))
-    config, n = load(tmp_path/name/"config.json"), (tmp_path/name/"history.csv").read_text().count("\n")-1
-    if name == "frozen": assert 1e-6 < config["lr"] < .3 and config["lr"] != TrainConfig().lr and not list((tmp_path/name).glob(".lr_find*"))
+    config, n = load(runs/name/"config.json"), (runs/name/"history.csv").read_text().count("\n")-1
     if name == "frozen":
-        assert config["batch_size"] == 4 and [o.split(",")[0] for o in (tmp_path/name/"find_batch_size.csv").read_text().split()] == ["batch_size", "1", "2", "4"]
-        assert {"find_batch_size.png", "find_lr.png"} <= set(os.listdir(tmp_path/name/"figures"))
-    if name == "folds": assert len(config["class_names"]) == 8 and set(load(tmp_path/name/"metrics.json")["val"]["per_class"]) == set(config["class_names"])
-    ck = torch.load(tmp_path/name/"last.ckpt", weights_only=True)
+        assert 1e-6 < config["lr"] < .3 and config["lr"] != TrainConfig().lr and not list((runs/name).glob(".lr_find*"))
+        assert config["batch_size"] == 4 and [o.split(",")[0] for o in (runs/name/"find_batch_size.csv").read_text().split()] == ["batch_size", "1", "2", "4"]
+        assert {"find_batch_size.png", "find_lr.png"} <= set(os.listdir(runs/name/"figures"))
+    if name == "folds": assert len(config["class_names"]) == 8 and set(load(runs/name/"metrics.json")["val"]["per_class"]) == set(config["class_names"])
+    ck = torch.load(runs/name/"last.ckpt", weights_only=True)
     assert all(bool(v.any()) == (name != "folds") for k, v in ck["state_dict"].items() if k.endswith("running_mean")), "frozen batch norm stands still, any other moves"
     if name == "frozen":
         opt, now, averaged = ck["optimizer_states"][0], ck["current_model_state"], ck["state_dict"]
@@ -254,12 +263,11 @@ def test_settings(tmp_path, tiny_set, monkeypatch, name):
     if name == "stops": assert n < 12, "at a learning rate of 1e-9 nothing gets better for long"
 
 
-def test_folds_in_one_report(tmp_path, monkeypatch, tiny_set):
+def test_folds_in_one_report(runs, tiny_set):
     "Every patient is predicted once, by the run that did not train on him."
     from cxr_nbdev.config import EvalConfig, TrainConfig
     from cxr_nbdev.evaluate import eval_tables, evaluate, load_subjects, pool, predict, subject_tables
     from cxr_nbdev.train import train
-    monkeypatch.setenv("CXR_RUNS", str(tmp_path))
     for k in range(2): train(TrainConfig(run=f"f{k}", data="synthetic", data_root=str(tiny_set), image_size=128, epochs=1, batch_size=4, folds=2, fold=k, accelerator="cpu"))
     subjects = load_subjects("f0+f1")
     t, subset, _ = eval_tables(EvalConfig(run="f0+f1"), *subjects)
@@ -305,20 +313,26 @@ def test_archives_without_a_label_table(tmp_path, small_set, monkeypatch):
 
 
 @real
-def test_real_images(start):
+def test_real_images(start, monkeypatch):
     "The shared NIH images, as a user types it, and one evaluation."
+    from cxr_nbdev.config import EvalConfig
+    from cxr_nbdev.evaluate import eval_tables, evaluate, load_subjects, predict
     root = SHARED/"nih"
     start(f"papermill nbs/04_train.ipynb runs/real.ipynb -p data nih -p data_root {root} -p limit 40 {TINY}")
     config = load(start.folder/"runs/real/config.json")
     assert (config["data_resolved"], config["labels"]) == ("nih", "report")
     text, _ = outputs(start.folder/"runs/real.ipynb")
     assert "source `nih`" in text.split("\n")[0]
-    start("papermill nbs/05_eval.ipynb runs/real_eval.ipynb -p run real -p n_boot 20")
-    assert load(start.folder/"runs/real/eval.json")["n_val_images"] == load(start.folder/"runs/real/metrics.json")["n_val_images"]
+    monkeypatch.setenv("CXR_RUNS", str(start.folder/"runs"))
+    [subject], metrics = load_subjects("real"), load(start.folder/"runs/real/metrics.json")
+    tables, subset, _ = eval_tables(EvalConfig(run="real"), subject)
+    m, report = evaluate(subject, predict(subject, tables), n_boot=20)
+    assert (subset, m["n_val_images"], m["val"]["map_50"]) == ("val", metrics["n_val_images"], metrics["val"]["map_50"])
+    assert report.draw("worst"), "a gallery of real images"
 
 
 @real
-def test_archive_layout(tmp_path, monkeypatch):
+def test_archive_layout(tmp_path, runs):
     "images_001/images to images_012/images, gzipped tables, 1024 px PNGs (four of them RGBA): boxes scale from the 1024 frame."
     from cxr_nbdev.config import TrainConfig
     from cxr_nbdev.data import load_tables
@@ -337,24 +351,25 @@ def test_archive_layout(tmp_path, monkeypatch):
     both = t.boxes.merge(half.boxes, on=["image_id", "label"], suffixes=("", "_512"))
     size = t.images.set_index("image_id").width[both.image_id].to_numpy()
     assert len(both) and (abs(both.x1/size - both.x1_512/512) < 1e-6).all()
-    monkeypatch.setenv("CXR_RUNS", str(tmp_path/"runs"))
     m = train(TrainConfig(run="a", data="nih", data_root=str(root), image_size=128, epochs=1, accelerator="cpu"))
-    assert load(tmp_path/"runs/a/config.json")["data_resolved"] == "nih" and m["n_train_images"]+m["n_val_images"] == len(there)
+    assert load(runs/"a/config.json")["data_resolved"] == "nih" and m["n_train_images"]+m["n_val_images"] == len(there)
 
 
 @real
-def test_boxes_alone(start, tmp_path):
+def test_boxes_alone(tmp_path, runs):
     "Two patients, `images/` and the box list: enough, and it is said that unboxed counts as absent."
+    from cxr_nbdev.config import TrainConfig
+    from cxr_nbdev.train import train
     root, there = tmp_path/"two", sorted((SHARED/"nih/images").glob("*.png"))
     (root/"images").mkdir(parents=True)
     two = [there[0], next(f for f in there if f.name[:8] != there[0].name[:8])]
     for f in two: (root/"images"/f.name).symlink_to(f)
     rows = (SHARED/"nih/BBox_List_2017.csv").read_text().splitlines(keepends=True)
     (root/"BBox_List_2017.csv").write_text("".join([rows[0], *(r for r in rows[1:] if r.split(",")[0] in {f.name for f in two})]))
-    start(f"papermill nbs/04_train.ipynb runs/two.ipynb -p data_root {root} {TINY}")
-    config, metrics = load(start.folder/"runs/two/config.json"), load(start.folder/"runs/two/metrics.json")
-    assert config["labels"] == "boxes" and (metrics["n_train_patients"], metrics["n_val_patients"]) == (1, 1)
-    assert "absent" in outputs(start.folder/"runs/two.ipynb")[0]
+    said = []
+    metrics = train(TrainConfig(run="two", data_root=str(root), image_size=128, epochs=1, batch_size=6, accelerator="cpu"), show=said.append)
+    assert load(runs/"two/config.json")["labels"] == "boxes" and (metrics["n_train_patients"], metrics["n_val_patients"]) == (1, 1)
+    assert "absent" in said[0]
 
 
 @pytest.mark.slow
