@@ -14,6 +14,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
 from .files import atomic_write
+from .ranks import world
 
 # %% ../nbs/03ec_recovery.ipynb #42531eaf
 class BestOrLast(ModelCheckpoint):
@@ -81,10 +82,12 @@ def _report(self, cfg, # a TrainConfig
     epoch, step, ids = found[at]
     facts = dict(epoch=epoch, step=step, loss=str(float(self.value)), image_ids=ids, image_ids_of_the_step_before=found.get(at-1, (0, 0, []))[2],
                  lr=cfg.lr, clip_norm=cfg.clip_norm, precision=cfg.precision)
-    atomic_write(self.path, lambda p: p.write_text(json.dumps(facts, indent=1)+"\n"))
+    rank, _ = world()
+    path = self.path.with_stem(f"{self.path.stem}_{rank}") if rank else self.path
+    atomic_write(path, lambda p: p.write_text(json.dumps(facts, indent=1)+"\n"))
     half = ", or `precision` bf16 or 32" if cfg.precision == "16" else ""
     return (f"{what or f'the loss is {float(self.value):.3g} at'} step {step} of epoch {epoch}: the training has diverged. Images of that step: {', '.join(map(str, ids[:8]))}{' ...' if len(ids) > 8 else ''}; "
-            f"all of them, and those of the step before, are in {self.path}. Next step: a new run with a lower `lr` (it is {cfg.lr:g}), a longer `warmup`, or `clip_norm` 1 (it is {cfg.clip_norm:g}){half}. "
+            f"all of them, and those of the step before, are in {path}. Next step: a new run with a lower `lr` (it is {cfg.lr:g}), a longer `warmup`, or `clip_norm` 1 (it is {cfg.clip_norm:g}){half}. "
             "If it happens again with the same images, look at their boxes.")
 
 LossGuard.report = _report
