@@ -198,20 +198,30 @@ def work(pipe, make, case, threads):
 
 def ask(pipe, n):
     "What a variant's process answers; its error is ours."
-    pipe.send(n)
-    if isinstance(answer := pipe.recv(), BaseException): raise answer
+    try:
+        pipe.send(n)
+        answer = pipe.recv()
+    except (EOFError, BrokenPipeError): raise SystemExit("the process of a variant was ended from outside, by custom for want of memory: all variants are held at once; take a smaller --batch") from None
+    if isinstance(answer, BaseException): raise answer
     return answer
 
 
 def in_turns(variants, case, rounds, n):
     "(seconds of `n` steps: dict of name -> list, a value a round; peak memory: dict of name -> MiB). Every round goes through all variants."
-    spawn, pipes, out = multiprocessing.get_context("spawn"), {}, {k: [] for k in variants}
-    for k, v in variants.items():
-        pipes[k], theirs = spawn.Pipe()
-        spawn.Process(target=work, args=(theirs, v, case, torch.get_num_threads()), daemon=True).start()
-    for _ in range(rounds):
-        for k in variants: out[k].append(ask(pipes[k], n))
-    return out, {k: ask(p, None) for k, p in pipes.items()}
+    spawn, pipes, processes, out = multiprocessing.get_context("spawn"), {}, [], {k: [] for k in variants}
+    try:
+        for k, v in variants.items():
+            pipes[k], theirs = spawn.Pipe()
+            processes.append(spawn.Process(target=work, args=(theirs, v, case, torch.get_num_threads())))
+            processes[-1].start()
+            theirs.close()
+        for _ in range(rounds):
+            for k in variants: out[k].append(ask(pipes[k], n))
+        return out, {k: ask(p, None) for k, p in pipes.items()}
+    finally:
+        for p in processes:
+            p.terminate()
+            p.join()
 
 
 def spread(xs, form="{:.2f}"):
