@@ -191,15 +191,19 @@ def decode(self:EfficientDet, logits, codes): # (B, anchors, classes) and (B, an
     return postprocess(logits, codes, xyxy_to_yxyx(self.anchors.boxes), self.image_size, **self.postprocessing)
 
 # %% ../nbs/03c_efficientdet.ipynb #712efa9e
-@patch
 @contextmanager
-def predicting(self:EfficientDet):
+def _prepared(det):
+    "A network without batch norms answers for `det` in here."
+    if det.net._compiled_call_impl is None:
+        folded, det.norm_pairs = fold_norms(det.net, det.image_size, det.norm_pairs)
+        det.prepared = (folded,)                           # a tuple, so that it is none of the detector's parts
+    try: yield det
+    finally: det.prepared = ()
+
+@patch
+def predicting(self:EfficientDet): # a context: `with detector.predicting(): ...`
     "Predictions in here are made by a copy of the network without batch norms; what is trained in here has no effect on them."
-    if self.net._compiled_call_impl is None:
-        folded, self.norm_pairs = fold_norms(self.net, self.image_size, self.norm_pairs)
-        self.prepared = (folded,)                          # a tuple, so that it is none of this module's parts
-    try: yield self
-    finally: self.prepared = ()
+    return _prepared(self)
 
 @patch
 def validate(self:EfficientDet, images, targets):

@@ -19,6 +19,7 @@ import pytorch_lightning as pl
 import torch
 
 from .dataset import collate
+from .fast import keep_memory
 from .model import Detector
 from .module import PRECISION, DetectionData, DetectionModule, SafeCheckpoints, quiet_lightning
 from .optim import make_optimizer
@@ -139,6 +140,7 @@ def find_batch_size(detector:Detector, # is copied, stays as it is
                     room=0.8, # share of the memory that may be taken
                     device="cpu"): # (suggested size, DataFrame of batch_size, images_per_second, megabytes)
     "Throughput and memory of growing batches; MemoryError where not even one image fits."
+    if torch.device(device).type == "cpu": keep_memory()   # as the training will
     det, rows = copy.deepcopy(detector).to(device).train(), []
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available + psutil.Process().memory_info().rss
     n = 1
