@@ -118,6 +118,7 @@ def begin_validation(self:DetectionModule):
 
 @patch
 def end_validation(self:DetectionModule):
+    "The weights may move again; then the metrics, from the predictions of all devices."
     self.settled.close()
     self.score_epoch()
 
