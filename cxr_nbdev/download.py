@@ -202,7 +202,7 @@ def size_of(path)->int:
 def transfer(a:Archive, part, # the unfinished file
              seen:dict, # what the server said of the file: etag, modified, size; ranges: False where it can't do these
              save, # called when that changed
-             tick, # called with the number of bytes that are there
+             tick, # called with the number of bytes that are there, and of all (0: not known)
              timeout:float=60, # seconds without data
             ):
     "One attempt to complete a file."
@@ -221,7 +221,7 @@ def transfer(a:Archive, part, # the unfinished file
             f.seek(first)
             for b in after_overlap(blocks(r, timeout), f.read() if first else b''):
                 f.write(b)
-                tick(f.tell())
+                tick(f.tell(), seen['size'])
             end = f.tell()
     if seen['size'] and end > seen['size']: raise BadRange(f"the server sends more than the {seen['size']:,} bytes that it announced")
     if end < seen['size']: raise Broken(f"{end:,} of {seen['size']:,} bytes are there, then the connection ended")
@@ -368,22 +368,24 @@ def show_plan(folder, wanted, plan)->str:
 # %% ../nbs/00j_download.ipynb #ad30a7f3
 class Progress:
     "Says how far a transfer is: call it with the number of bytes that are there."
-    def __init__(self, name:str, total:int, have:int=0, # at the start
+    def __init__(self, name:str, have:int=0, # at the start
                  file=None, # None: standard error
                  every:float=30., # seconds between two lines where no terminal is
                 ):
-        self.name, self.total, self.have, self.file = name, total, have, file or sys.stderr
+        self.name, self.have, self.file = name, have, file or sys.stderr
         self.live = self.file.isatty()
         self.every = .5 if self.live else every
         self.start = self.said = time.monotonic()
-    def __call__(self, n):
+    def __call__(self, n, total=0): # bytes; 0: not known
         now = time.monotonic()
+        if n < self.have: self.have, self.start = n, now  # it began anew
         if now-self.said < self.every: return
         self.said = now
-        text = tqdm.format_meter(n, max(n, self.total) or None, now-self.start, ncols=100, prefix=self.name, unit='B', unit_scale=True, initial=self.have)
-        print(f"\r{text}" if self.live else text, end='' if self.live else '\n', file=self.file, flush=True)
+        form = "{desc}: {n_fmt}B" + (" of {total_fmt}B, {percentage:.0f}%, {rate_fmt}, {remaining} left" if total else ", {rate_fmt}")
+        text = tqdm.format_meter(n, total or None, now-self.start, prefix=self.name, unit='B', unit_scale=True, initial=self.have, bar_format=form)
+        print(f"\r{text:90}" if self.live else text, end='' if self.live else '\n', file=self.file, flush=True)
     def close(self):
-        if self.live: print(f"\r{'':100}\r", end='', file=self.file, flush=True)
+        if self.live: print(f"\r{'':90}\r", end='', file=self.file, flush=True)
 
 # %% ../nbs/00j_download.ipynb #b9ed01fc
 def one_archive(folder, a:Archive, names:set, # to take
@@ -394,7 +396,7 @@ def one_archive(folder, a:Archive, names:set, # to take
     seen, own, part = state['archives'].setdefault(a.name, {}), own_copy(folder, a), part_of(folder, a)
     for last in (False, True):
         if not own:
-            progress = Progress(a.name, a.size or seen.get('size') or 0, size_of(part))
+            progress = Progress(a.name, size_of(part))
             try: fetch(a, part, seen, lambda: write_state(folder, state), progress, say=say, **kw)
             finally: progress.close()
         try:

@@ -84,7 +84,7 @@ def get(server, part, plan=(), seen=None, size=len(DATA), **kw):
     "Fetch /data while the server behaves as planned; what was said."
     from cxr_nbdev.download import Archive, fetch
     server.plan[:], server.asked[:], lines = list(plan), [], []
-    fetch(Archive("data", f"{server.url}/data", size), part, {} if seen is None else seen, lambda: None, lambda n: None, say=lines.append, **{**QUICK, **kw})
+    fetch(Archive("data", f"{server.url}/data", size), part, {} if seen is None else seen, lambda: None, lambda n, total: None, say=lines.append, **{**QUICK, **kw})
     return lines
 
 
@@ -157,7 +157,7 @@ def test_gives_up(server, tmp_path):
     server.shutdown()
     server.server_close()  # it disappears
     with pytest.raises(ConnectionError, match="no connection"):
-        fetch(Archive("data", f"{server.url}/data"), tmp_path/"q", {}, lambda: None, lambda n: None, say=lambda o: None, retries=2, **QUICK)
+        fetch(Archive("data", f"{server.url}/data"), tmp_path/"q", {}, lambda: None, lambda n, total: None, say=lambda o: None, retries=2, **QUICK)
 
 
 def test_disk_full(server, tmp_path):
