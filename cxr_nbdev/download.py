@@ -6,11 +6,11 @@
 __all__ = ['NIH_PAGE', 'NIH_LINKS', 'ARCHIVES', 'IMAGE_BYTES', 'TABLES', 'OFFICIAL_IMAGES', 'OVERLAP', 'SLOWEST', 'LARGEST',
            'STATE', 'TERMS', 'Archive', 'mirror_archives', 'archive_of', 'find_table', 'wanted_images', 'whole_png',
            'images_there', 'Broken', 'BadRange', 'Changed', 'ask', 'span', 'blocks', 'after_overlap', 'size_of',
-           'transfer', 'fetch', 'Damaged', 'check_archive', 'refuse', 'take_images', 'read_state', 'write_state',
-           'claim', 'own_copy', 'part_of', 'make_plan', 'room_needed', 'show_plan', 'Progress', 'one_archive',
-           'download_nih', 'download_parser', 'keep_tables', 'download_main']
+           'in_words', 'transfer', 'fetch', 'Damaged', 'check_archive', 'refuse', 'take_images', 'read_state',
+           'write_state', 'claim', 'own_copy', 'part_of', 'make_plan', 'room_needed', 'show_plan', 'Progress',
+           'one_archive', 'download_nih', 'download_parser', 'keep_tables', 'download_main']
 
-# %% ../nbs/00j_download.ipynb #a5e51f5e
+# %% ../nbs/00j_download.ipynb #a9bf0e10
 import argparse
 import gzip
 import hashlib
@@ -34,7 +34,7 @@ from pathlib import Path, PurePosixPath
 import psutil
 from tqdm import tqdm
 
-from .data import few
+from .data import few, project_root
 from .files import atomic_write, check_space
 from .nih import find_images, nih_file, read_nih_boxes, read_nih_labels, read_text
 
@@ -200,6 +200,10 @@ def size_of(path)->int:
     "Bytes in a file; 0 where there is none."
     return os.path.getsize(path) if os.path.exists(path) else 0
 
+def in_words(n:int)->str:
+    "Bytes as people say them."
+    return f"{n/1e9:.2f} GB" if n >= 1e9 else f"{n/1e6:.1f} MB"
+
 def transfer(a:Archive, part, # the unfinished file
              seen:dict, # what the server said of the file: etag, modified, size; ranges: False where it can't do these
              save, # called when that changed
@@ -251,9 +255,9 @@ def fetch(a:Archive, part, seen:dict, save, tick, # as for `transfer`
             best = max(best, have)
             if failures > retries:
                 raise ConnectionError(f"{a.name}: {failures} attempts in a row brought nothing; the last: {e}. "
-                                      f"{have/1e6:.0f} MB of it are kept") from None
-            wait = max(min(e.wait, 600.), min(60., pause * 2**failures))
-            say(f"{a.name}: {e}; {have/1e6:.1f} MB are there, next attempt in {wait:.0f} s")
+                                      f"{in_words(have)} of it are kept") from None
+            wait = max(min(e.wait, 600.), min(60., pause * 2**max(0, failures-1)))
+            say(f"{a.name}: {e}; {in_words(have)} kept, next attempt in {wait:.0f} s")
             time.sleep(wait)
 
 # %% ../nbs/00j_download.ipynb #89c95a41
@@ -310,9 +314,10 @@ STATE = 'download.json'
 def read_state(folder)->dict: # archives: {name: what is known}
     "What earlier downloads into this folder left behind."
     path = Path(folder)/STATE
-    try: state = json.loads(path.read_text()) if path.exists() else {}
-    except ValueError: state = None
-    if not isinstance(state, dict) or not isinstance(state.setdefault('archives', {}), dict):
+    try: state = {'archives': {}, 'process': None} | (json.loads(path.read_text()) if path.exists() else {})
+    except (ValueError, TypeError): state = {'archives': None}
+    known, at_work = state['archives'], state.get('process')
+    if not isinstance(known, dict) or not all(isinstance(v, dict) for v in known.values()) or not (at_work is None or isinstance(at_work, list) and len(at_work) == 2):
         raise ValueError(f"{path} can't be read: delete it; images that are there are found without it")
     return state
 
@@ -322,9 +327,9 @@ def write_state(folder, state):
 
 def claim(folder, state):
     "Write this process into the state; ValueError where another one is at work."
-    me, (other, since) = psutil.Process(), state.get('process') or (0, 0)
+    me, (other, since) = psutil.Process(), state['process'] or (0, 0)
     try: at_work = other not in (0, me.pid) and psutil.Process(other).create_time() == since
-    except psutil.Error: at_work = False  # it has ended
+    except (psutil.Error, ValueError, TypeError): at_work = False  # it has ended
     if at_work: raise ValueError(f"process {other} is downloading into `{folder}` already: wait for it, or end it")
     state['process'] = [me.pid, me.create_time()]
     write_state(folder, state)
@@ -360,11 +365,11 @@ def show_plan(folder, wanted, plan)->str:
     missing = len(set().union(*(n for _, n in plan)))
     at = next(p for p in (Path(folder).absolute(), *Path(folder).absolute().parents) if p.exists())
     rows = [f"  {a.name}  {f'{a.size:>13,} bytes' if a.size else 'size not known yet'}  {len(n):>6,} images{' at most' if not a.first else ''}"
-            + (", from the copy in the folder" if own_copy(folder, a) else "") + (f", {have/1e6:,.0f} MB are there" if (have := size_of(part_of(folder, a))) else "")
+            + (", from the copy in the folder" if own_copy(folder, a) else "") + (f", {in_words(have)} are there" if (have := size_of(part_of(folder, a))) else "")
             for a, n in plan]
-    sizes = f"{fetch_bytes/1e9:.2f} GB to fetch, {largest/1e9:.2f} GB of that on disk at a time; the images take some {images/1e6:,.0f} MB"
+    sizes = f"{in_words(fetch_bytes)} to fetch, {in_words(largest)} of that on disk at a time; the images take some {in_words(images)}"
     return "\n".join([f"{len(wanted):,} images are asked for, {missing:,} of them are to be fetched from {len(plan)} archives.", *rows,
-                      f"{sizes}. Room needed: {(largest+images)/1e9:.2f} GB; free: {shutil.disk_usage(at).free/1e9:.1f} GB."])
+                      f"{sizes}. Room needed: {in_words(largest+images)}; free: {in_words(shutil.disk_usage(at).free)}."])
 
 # %% ../nbs/00j_download.ipynb #ad30a7f3
 class Progress:
@@ -398,7 +403,8 @@ def one_archive(folder, a:Archive, names:set, # to take
     for last in (False, True):
         if not own:
             progress = Progress(a.name, size_of(part))
-            try: fetch(a, part, seen, lambda: write_state(folder, state), progress, say=say, **kw)
+            def tell(text): progress.close(); say(text)
+            try: fetch(a, part, seen, lambda: write_state(folder, state), progress, say=tell, **kw)
             finally: progress.close()
         try:
             md5 = check_archive(own or part, a)
@@ -492,10 +498,11 @@ def download_main(argv=None)->int: # exit status
     "cxr_download: fetch the NIH images."
     argv = sys.argv[1:] if argv is None else list(argv)
     a = download_parser().parse_args(argv)
-    folder, only = Path(a.folder or os.environ.get('CXR_NIH_ROOT') or 'data/nih').expanduser(), a.only or 'all'
+    folder, only = Path(a.folder or os.environ.get('CXR_NIH_ROOT') or project_root()/'data'/'nih').expanduser(), a.only or 'all'
     given = {'boxes': a.boxes, 'test': a.test_list, 'all': a.labels}
     again = f"Go on with: cxr_download {shlex.join(argv)}"
     try:
+        if a.timeout <= 0 or a.retries < 0 or a.pause < 0: raise ValueError("--timeout has to be more than 0, --retries and --pause at least 0")
         if a.repacked and not a.mirror: raise ValueError("--repacked is about a mirror: give --mirror URL")
         wanted, archives = wanted_images(folder, only, given[only]), mirror_archives(a.mirror, a.repacked) if a.mirror else ARCHIVES
         print(show_plan(folder, wanted, make_plan(folder, wanted, archives, read_state(folder))))
@@ -503,7 +510,7 @@ def download_main(argv=None)->int: # exit status
         if a.dry_run: return 0
         print(f"\n{TERMS}")
         keep_tables(folder, given)
-        done = download_nih(folder, wanted, archives, timeout=a.timeout, retries=a.retries, pause=a.pause)
+        done = download_nih(folder, wanted, archives, lambda text: print(text, flush=True), timeout=a.timeout, retries=a.retries, pause=a.pause)
     except KeyboardInterrupt: # what is there stays, see `transfer`
         print(f"\nstopped; what has arrived is kept. {again}", file=sys.stderr)
         return 130

@@ -31,12 +31,15 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
+        if self.path.startswith("/moved/"):
+            self.close_connection = True
+            return self.answer(302, b"", {"Location": self.path.removeprefix("/moved"), "Content-Length": 0})
         s, data, ask = self.server, self.server.files.get(self.path.split("/")[-1]), self.headers.get("Range")
         start, how = int((ask or "bytes=0-")[6:-1]), s.plan.pop(0) if s.plan else "well"
         s.asked.append((self.path, start))
         self.close_connection = True
         if data is None: return self.send_error(404)
-        if how in CODES: return self.answer(CODES[how], b"", {"Content-Length": 0})
+        if how in CODES: return self.answer(CODES[how], b"", {"Content-Length": 0, "Retry-After": s.after})
         if how == "page": return self.answer(200, b"<html>sign in</html>", {"Content-Type": "text/html", "Content-Length": 20})
         if how == "hangs up": return
         if how == "ignores ranges" or not ask: return self.send(200, data, {"Content-Length": len(data)}, how)
@@ -71,7 +74,7 @@ class Handler(BaseHTTPRequestHandler):
 def server(monkeypatch):
     for k in ("no_proxy", "NO_PROXY"): monkeypatch.setenv(k, "127.0.0.1")
     s = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    s.files, s.plan, s.asked, s.end = {"data": DATA}, [], [], threading.Event()
+    s.files, s.plan, s.asked, s.after, s.end = {"data": DATA}, [], [], "0", threading.Event()
     s.url = f"http://127.0.0.1:{s.server_port}"
     threading.Thread(target=s.serve_forever, kwargs={"poll_interval": .01}, daemon=True).start()
     yield s
@@ -103,9 +106,10 @@ def test_one_fault(server, tmp_path, fault, known):
 @settings(deadline=None, max_examples=300 if "--slow" in sys.argv else 15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.sampled_from(FAULTS), max_size=7), st.booleans())
 def test_any_faults(server, tmp_path, faults, known):
-    part, seen = tmp_path/"p", {}
+    part = tmp_path/"p"
     part.unlink(missing_ok=True)
-    get(server, part, faults, seen, len(DATA) if known else 0)
+    if not known: faults = [o for o in faults if o != "short body"]  # a server that calls the half a whole: gzip's own sum tells, see below
+    get(server, part, faults, size=len(DATA) if known else 0)
     assert part.read_bytes() == DATA
 
 
@@ -117,6 +121,14 @@ def test_goes_on_by_range(server, tmp_path):
     assert server.asked == [("/data", 60_000-OVERLAP)] and (tmp_path/"p").read_bytes() == DATA
     get(server, tmp_path/"p")
     assert not server.asked, "a whole file was asked for again"
+
+
+def test_follows_redirections(server, tmp_path):
+    "NIH's links lead to other addresses; the range has to come along."
+    from cxr_nbdev.download import Archive, fetch
+    server.plan.append("breaks")
+    fetch(Archive("data", f"{server.url}/moved/data", len(DATA)), tmp_path/"p", {}, lambda: None, lambda n, total: None, say=lambda o: None, **QUICK)
+    assert (tmp_path/"p").read_bytes() == DATA and server.asked[1][1] > 0
 
 
 def test_part_of_another_file(server, tmp_path):
@@ -158,6 +170,15 @@ def test_gives_up(server, tmp_path):
     server.server_close()  # it disappears
     with pytest.raises(ConnectionError, match="no connection"):
         fetch(Archive("data", f"{server.url}/data"), tmp_path/"q", {}, lambda: None, lambda n, total: None, say=lambda o: None, retries=2, **QUICK)
+
+
+def test_waits_longer_each_time_or_as_asked(server, tmp_path):
+    server.after = "7"
+    with mock.patch("cxr_nbdev.download.time.sleep") as sleep: get(server, tmp_path/"p", ["hangs up"]*7+["429"], pause=1)
+    assert [o.args[0] for o in sleep.call_args_list] == [1, 2, 4, 8, 16, 32, 60, 60]
+    (tmp_path/"p").unlink()
+    with mock.patch("cxr_nbdev.download.time.sleep") as sleep: get(server, tmp_path/"p", ["429"])
+    assert [o.args[0] for o in sleep.call_args_list] == [7]
 
 
 def test_disk_full(server, tmp_path):
@@ -321,11 +342,12 @@ def test_evil_archive(nih, tmp_path):
             m.type, m.linkname = kind, target
             tar.addfile(m)
         m = tarfile.TarInfo("images/huge.png")
-        m.size = 70_000_000
+        m.size = 100_001
         tar.addfile(m, io.BytesIO(bytes(m.size)))
     (tmp_path/"evil.tar.gz").write_bytes(out.getvalue())
     before = sorted(tmp_path.rglob("*"))
-    taken, left = take_images(tmp_path/"evil.tar.gz", tmp_path/"in"/"images", {"x.png", "good.png", "huge.png", "missing.png"})
+    with mock.patch("cxr_nbdev.download.LARGEST", 100_000):
+        taken, left = take_images(tmp_path/"evil.tar.gz", tmp_path/"in"/"images", {"x.png", "good.png", "huge.png", "missing.png"})
     new = sorted(set(tmp_path.rglob("*"))-set(before))
     assert taken == {"x.png", "good.png"}  # a regular file named images/x.png/ is written as images/x.png
     assert {p.name for p in new if p.is_file()} == taken and not any(p.is_symlink() for p in new)
@@ -347,11 +369,11 @@ def test_any_bytes_as_archive(tmp_path_factory, data, zipped):
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda o: st.lists(o, max_size=3) | st.dictionaries(st.sampled_from(["archives", "process", "x"]), o, max_size=3)))
 def test_any_state(tmp_path_factory, value):
     "A state that somebody else wrote is read or refused."
-    from cxr_nbdev.download import read_state
+    from cxr_nbdev.download import claim, read_state
     at = tmp_path_factory.getbasetemp()/"state"
     at.mkdir(exist_ok=True)
     (at/"download.json").write_text(json.dumps(value))
-    try: assert isinstance(read_state(at)["archives"], dict)
+    try: claim(at, read_state(at))
     except ValueError as e: assert "delete it" in str(e)
 
 
@@ -375,6 +397,8 @@ def test_killed_in_the_middle(nih, how):
     nih.plan += ["well", "well", "slow"]
     p, part = start(nih, "--all"), nih.folder/"images_003.tar.gz.part"
     until(lambda: part.exists() and part.stat().st_size > len(nih.files["images_003.tar.gz"])*.55, p)
+    status, _, err = command(nih, "--all")
+    assert status == 1 and f"process {p.pid} is downloading" in err, "two may not write into the same part"
     p.send_signal(how)
     out, err = p.communicate()
     if how == signal.SIGINT: assert p.returncode == 130 and "Go on with: cxr_download nih" in err and "Traceback" not in err, err
@@ -398,16 +422,18 @@ def test_killed_while_images_are_taken(nih):
     assert same(nih, nih.images) and not any(p.endswith(a.name) for p, _ in nih.asked)
 
 
-def test_two_at_a_time(nih):
-    nih.plan += ["slow"]*99
-    p = start(nih, "--all")
-    try:
-        until(lambda: list(nih.folder.glob("*.part")), p)
-        status, _, err = command(nih, "--all")
-        assert status == 1 and f"process {p.pid} is downloading" in err
-    finally:
-        p.kill()
-        p.communicate()
+def test_disk_fills_up_while_images_are_written(nih):
+    from cxr_nbdev import download as d
+    real, calls = d.atomic_write, []
+
+    def full(path, write, **kw):
+        if str(path).endswith(".png"): calls.append(path)
+        if len(calls) == 5: raise OSError(28, "No space left on device")
+        return real(path, write, **kw)
+    with mock.patch.object(d, "atomic_write", full): status, _, err = command(nih, "--all")
+    assert status == 1 and "No space left" in err and "Go on with" in err and len(list((nih.folder/"images").iterdir())) == 4
+    nih.asked.clear()
+    assert command(nih, "--all")[0] == 0 and same(nih, nih.images) and nih.asked[0][0] == "/images_003.tar.gz"
 
 
 def test_command(nih, tmp_path):
@@ -434,7 +460,7 @@ def test_command_with_given_lists(nih, tmp_path):
 
 
 @pytest.mark.parametrize("args, says", [(["--only", "boxes", "--mirror", "ftp://x"], "not an address"), (["--only", "test", "--test-list", "/nowhere"], "no file"),
-                                        (["--only", "test"], "test_list.txt"), (["--all", "--repacked"], "--mirror URL")])
+                                        (["--only", "test"], "test_list.txt"), (["--all", "--repacked"], "--mirror URL"), (["--all", "--timeout", "0"], "more than 0")])
 def test_command_that_can_not_be(nih, capsys, args, says):
     from cxr_nbdev.download import download_main
     assert download_main(["nih", str(nih.folder), *args]) == 1
