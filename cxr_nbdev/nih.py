@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BOX_HEADER', 'ALIASES', 'NIH14', 'read_text', 'read_nih_boxes', 'read_nih_labels', 'patient_of', 'nih_file',
-           'find_images', 'image_size', 'load_image_folder', 'load_nih']
+           'find_images', 'image_size', 'image_sizes', 'load_image_folder', 'load_nih']
 
 # %% ../nbs/00b_nih.ipynb #9f845aa7
 import csv
@@ -205,8 +205,9 @@ def image_size(path)->tuple: # width, height
     if min(size) < 1: raise ValueError(f"{os.path.basename(path)} claims a size of {size[0]} x {size[1]}")
     return size
 
-def _sizes(paths):
-    "Sizes of many images: {name: (width, height)} and {name: problem}."
+def image_sizes(paths:dict, # name -> file
+               )->tuple: # {name: (width, height)} and {name: problem}
+    "Sizes of many images, and what is wrong with the others."
     def one(item):
         try: return item[0], image_size(item[1]), ''
         except ValueError as e: return item[0], None, str(e)
@@ -217,7 +218,7 @@ def _sizes(paths):
 def _pick_images(folder, names, found, skip_bad):
     "Paths and sizes of the images that can be used, and {name: reason} of those that cannot (an error unless `skip_bad`)."
     paths = _on_disk(names, found)
-    sizes, bad = _sizes(paths)
+    sizes, bad = image_sizes(paths)
     missing = [n for n in names if n not in paths]
     if (missing or bad) and not skip_bad:
         parts = ([f"{len(missing)} of {len(names)} images are not on disk: {few(missing)}"] if missing else []) + \
@@ -238,14 +239,14 @@ def _image_names(boxed, found, label_ids, keep):
 def _label_part(ids, label_table):
     "Rows of the label table for these images, in their order, and what goes into `info`."
     if label_table is None:
-        return pd.DataFrame({'patient_id': [patient_of(i) for i in ids], 'view': '', 'sex': '', 'age': np.nan}), {'labels': 'boxes'}
+        return pd.DataFrame({'patient_id': [patient_of(i) for i in ids], 'view': '', 'sex': '', 'age': np.nan}), {'labels': 'boxes', 'annotates': list(NIH8)}
     table = label_table.set_index('image_id')
     out = table.reindex(ids).reset_index(drop=True)
     lost = ~pd.Index(ids).isin(table.index)
     out.loc[lost, 'patient_id'] = [patient_of(i) for i, l in zip(ids, lost) if l]
     text = ['view', 'sex', 'report_labels']
     out[text] = out[text].fillna('')
-    return out, {'labels': 'report', 'ages_over_100': label_table.attrs.get('ages_over_100', 0), 'not_in_label_table': int(lost.sum())}
+    return out, {'labels': 'report', 'annotates': list(NIH14), 'ages_over_100': label_table.attrs.get('ages_over_100', 0), 'not_in_label_table': int(lost.sum())}
 
 # %% ../nbs/00b_nih.ipynb #6055a00f
 def load_image_folder(image_folder, # holds the images, or images/, images_001/images/ ... with them
