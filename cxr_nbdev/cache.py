@@ -48,7 +48,7 @@ create table if not exists files (path text primary key, bytes integer, changed 
 
 class PixelCache:
     "The folder of a cache for squares of one size"
-    block = 2**25 # bytes of pixels that are written, and safe, at a time
+    block,piece = 2**24,8 # bytes of pixels that are written, and safe, at a time; images that a thread takes at a time
     def __init__(self,
         folder, # for caches of all sizes
         size:int, # side of the squares, pixels
@@ -102,6 +102,7 @@ def keep(self:PixelCache,
     for r,k in enumerate(new, n): rows[k] = r
     try:
         left = (out if len(new)==len(out) else out[new]).reshape(-1)
+        if hasattr(os, 'posix_fallocate') and len(left): os.posix_fallocate(f.fileno(), f.tell(), len(left)) # the room is ours, in one piece
         while len(left): left = left[f.write(left):]
         os.fsync(f.fileno())
         db.executemany('insert into images values (?,?,?,?)', [(rows[k], *done[k][2:5]) for k in new])
@@ -179,15 +180,17 @@ def build(self:PixelCache,
             path,h,w = (c[i] for c in columns)
             try: return self.decode(have, path, facts[i], h, w, out)
             except ValueError as e: bad[names[i]] = str(e).removeprefix(f'`{path}` ')
+        def some(part, outs): return [one(i, o) for i,o in zip(part, outs)]
         def finish():
             part,out,futures = waiting.popleft()
-            rows[part] = self.keep(db, f, out, [o.result() for o in futures])
+            rows[part] = self.keep(db, f, out, [o for done in futures for o in done.result()])
             return len(part)
         said = Progress(f'cache of {self.size} px images', len(todo), show)
+        memory = np.empty((2, min(step, len(todo)), self.size, self.size), np.uint8) # one is decoded into, one is written
         for k in range(0, len(todo), step):
             part = todo[k:k+step]
-            out = np.empty((len(part), self.size, self.size), np.uint8)
-            waiting.append((part, out, [pool.submit(one, i, o) for i,o in zip(part,out)]))
+            out = memory[k//step%2,:len(part)]
+            waiting.append((part, out, [pool.submit(some, part[j:j+self.piece], out[j:j+self.piece]) for j in range(0, len(part), self.piece)]))
             if len(waiting)==2: said(finish())
         said(finish())
     return rows, {o: bad[o] for o in names if o in bad}

@@ -177,9 +177,10 @@ def _bad_images(bad, im, skip_bad):
 # %% ../nbs/00e_dataset.ipynb #c33cbe76
 def item_seed(
     seed:int, epoch:int, index:int, # of the run, from 0, place in the data set
+    again:int=0, # the how many-th repetition within the epoch
 )->int: # 0 ... 2**32-1
     "Seed of one item's augmentation: the same on any machine, with any number of workers, in any order"
-    return int(np.random.SeedSequence([seed, epoch, index]).generate_state(1)[0])
+    return int(np.random.SeedSequence([seed, epoch, index] + [again]*(again>0)).generate_state(1)[0])
 
 # %% ../nbs/00e_dataset.ipynb #a2064c13
 def _square_affines(sizes, image_size):
@@ -252,24 +253,25 @@ class CXRDataset(Dataset):
         "The square image without augmentation; of `pixels` a view"
         return self.pixels[i] if self.pixels is not None else read_square(self.paths[i], self.image_size, *self.orig_sizes[i])
 
-    def _draw(self, out, epoch, i):
+    def _draw(self, out, epoch, i, again=0):
         "Image `i` into `out` (S, S), augmented; its boxes and labels"
         boxes,labels,f = self.boxes[i],self.labels[i],self.transform
         if f is None: np.copyto(out, self.image(i)); return boxes, labels
-        seed = item_seed(self.seed, epoch, i)
+        seed = item_seed(self.seed, epoch, i, again)
         if hasattr(f, 'into'): return f.into(out, self.image(i), boxes, labels, seed)
         np.copyto(out, self.image(i))                                       # nobody can write into the cache
         im,boxes,labels = f(out, boxes.copy(), labels.copy(), seed)
         if im is not out: np.copyto(out, im)
         return np.asarray(boxes, np.float32).reshape(-1,4), np.asarray(labels, np.int64).reshape(-1)
 
-    def __getitems__(self, at): # ints, or (epoch, int)
+    def __getitems__(self, at): # ints, or (epoch, int), or (epoch, int, repetition in this epoch)
         n,S,names,patients = len(self), self.image_size, self.image_ids, self.patient_ids
         pairs = [o if isinstance(o, (tuple,list)) else (0, o) for o in at]
-        if wrong := [i for _,i in pairs if not -n <= i < n]: raise IndexError(f'item {wrong[0]} of {n}')
-        epochs,rows = [e for e,_ in pairs], [int(i) % n for _,i in pairs]
+        rows = [o[1] for o in pairs]
+        if not -n <= min(rows) <= max(rows) < n: raise IndexError(f'item {next(i for i in rows if not -n <= i < n)} of {n}')
+        rows = [int(i) % n for i in rows]
         images = self.memory(len(rows), 1, S, S)
-        boxes,labels = zip(*map(self._draw, images.numpy()[:,0], epochs, rows))
+        boxes,labels = zip(*[self._draw(out, o[0], i, *o[2:]) for out,o,i in zip(images.numpy()[:,0], pairs, rows)])
         cut = [*map(len, boxes)]
         boxes,labels = (torch.split_with_sizes(torch.from_numpy(np.concatenate(o)), cut) for o in (boxes, labels))
         facts = [torch.from_numpy(o[rows]).unbind() for o in (self.ignore, self.orig_sizes, self.to_orig)]
