@@ -22,7 +22,7 @@ def negative_shares(
     if negatives==-1: return shares
     if negatives and not n: raise ValueError(f'`negatives` is {negatives}, but every one of the {len(boxed)} images has a box; give negatives=-1, or add normal images')
     if not boxed.any(): raise ValueError(f'`negatives` is {negatives}, but none of the {len(boxed)} images has a box to count from; give negatives=-1')
-    shares[~boxed] = negatives*boxed.sum()/n if n else 0
+    shares[~boxed] = round(negatives*boxed.sum())/n if n else 0
     return shares
 
 # %% ../nbs/00fb_sampling.ipynb #0252066a
