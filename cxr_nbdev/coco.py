@@ -225,6 +225,7 @@ def _coco_part(file, d, folder, skip_bad):
     ours = isinstance(d.get('info'), dict) and isinstance(d['info'].get('tables'), dict)
     ident = lambda o: coco_image_id(o) if o.get('image_id') is not None or not here else f"{here}/{o['file_name']}"
     name, cats = {o['id']: ident(o) for o in d['images']}, {o['id']: str(o['name']) for o in d['categories']}
+    ids, labels = list(name.values()), list(cats.values())
     good, bad = _sort_boxes(d, name, cats)
     skipped, d = refuse(bad, file.name, skip_bad, 'annotation'), {**d, 'annotations': good}
     federated, ims = any('neg_category_ids' in o for o in d['images']), d['images']
@@ -233,14 +234,14 @@ def _coco_part(file, d, folder, skip_bad):
     has = lambda k: {k: [o.get(k) for o in ims]} if any(o.get(k) is not None for o in ims) else {}
     words = {k: ['' if v is None else str(v) for v in vs] for c in ('patient_id', 'view', 'sex', 'source') for k, vs in has(c).items()}
     if 'source' in words: words['origin'] = words.pop('source')
-    cols = {'image_id': list(name.values()), 'ask': [(str(o['file_name']), here, 'images', part) if o['file_name'] else () for o in ims], **words, **has('age'), **coco_extra(ims),
+    cols = {'image_id': ids, 'ask': [(str(o['file_name']), here, 'images', part) if o['file_name'] else () for o in ims], **words, **has('age'), **coco_extra(ims),
             **{f'frame_{k}': [_real(o.get(k)) for o in ims] for k in ('width', 'height')}}
     if part and 'split' not in cols: cols['split'] = part
-    if odd := {*cols} & {*cats.values()}: raise ValueError(f"{file.name}: a category can't be called {few(map(repr, odd))}")
-    images = pd.DataFrame({**cols, **dict(zip(cats.values(), label.T))})
-    partly = {(i, c) for (i, c), s in zip(((i, c) for i in name.values() for c in cats.values()), state.ravel()) if s == State.INCOMPLETE}
+    if odd := {*cols} & {*labels}: raise ValueError(f"{file.name}: a category can't be called {few(map(repr, odd))}")
+    images = pd.DataFrame({**cols, **dict(zip(labels, label.T))})
+    partly = {(ids[i], labels[j]) for i, j in np.argwhere(state == State.INCOMPLETE)}
     kind = d['info']['tables'].get('labels') if ours else None
-    return images, coco_boxes(d, name, cats), list(cats.values()), partly, skipped, kind if kind in ('report', 'boxes', 'mixed') else 'report' if federated else 'boxes', ours, sum(map(is_crowd, good))
+    return images, coco_boxes(d, name, cats), labels, partly, skipped, kind if kind in ('report', 'boxes', 'mixed') else 'report' if federated else 'boxes', ours, sum(map(is_crowd, good))
 
 def load_coco(root, # folder with annotations.json, annotations/*.json or train/*.json, and the images
               classes:str='nih7', # a class map, or 'own'

@@ -330,7 +330,8 @@ def _merged(images, side):
     a, b = a.reindex(ids), b.reindex(ids)
     if 'frame_width' not in b and {'width', 'height'} <= set(a): b = b.assign(frame_width=a.width, frame_height=a.height)
     file = a['file'].fillna('') if 'file' in a else pd.Series('', ids)
-    asked = [o if isinstance(o, tuple) and o else (f or i,) for o, f, i in zip(b.ask, file, ids)]
+    given = [o if isinstance(o, tuple) else () for o in b.ask]
+    asked = [(f, *o[1:]) if f and (side.ours or not o) else o or (i,) for o, f, i in zip(given, file, ids)]
     both = [c for c in b if c in a and c not in ('width', 'height')]
     fill = {c: a[c].where(a[c].notna() & (a[c] != ''), b[c]) for c in both}
     return pd.concat([a.drop(columns=['file', 'label_file', 'width', 'height', *both], errors='ignore'), b.drop(columns=['ask', *both])], axis=1).assign(**fill, ask=asked).rename_axis('image_id').reset_index()
