@@ -48,11 +48,11 @@ def _about_columns(header, at, corners):
 # %% ../nbs/00hc_csv.ipynb #0be7c9a0
 NO_FINDING = ('', 'nofinding', 'nofindings', 'normal', 'none', 'negative', 'healthy', 'noabnormality')
 
-def _row(cells, get, box, corners, comma, line):
+def _row(cells, get, box, corners, comma, line, labels):
     "('box' | 'image' | 'finding' | what is wrong, row)."
     image, label, words = get(cells, 'image'), get(cells, 'label'), [cells[i] for i in box]
     if not image: return "has no image", (line, '', label)
-    if fold(label) in NO_FINDING and not (label == '' and any(words)): return 'image', (line, image)
+    if label not in labels and fold(label) in NO_FINDING and not (label == '' and any(words)): return 'image', (line, image)
     if not any(words): return 'finding', (line, image, label)
     v = [number(w, comma) for w in words]
     if not label: return "has a box and no label", (line, image, '')
@@ -61,6 +61,7 @@ def _row(cells, get, box, corners, comma, line):
     return 'box', (line, image, label, x1, y1, x2, y2, get(cells, 'reader'))
 
 def read_boxes(path, # a CSV with a header
+               labels=(), # that are labels, even where they sound like none
               )->dict: # 'box', 'image', 'finding', 'bad': rows, each with its line first; 'about': {image: {column: text}}; 'left_out': columns
     "The rows of a CSV, each as what it is."
     file = Path(path).name
@@ -74,7 +75,7 @@ def read_boxes(path, # a CSV with a header
     out = {'box': [], 'image': [], 'finding': [], 'bad': [], 'about': {}, 'comma': sep != ',', 'left_out': sorted(set(header) - {at[k] for k in at} - set(about.values()) - {''})}
     for line, cells in rows:
         if len(cells) != len(header): out['bad'].append((line, f"has {len(cells)} fields instead of {len(header)}", '', '')); continue
-        kind, row = _row(cells, get, box, corners, sep != ',', line)
+        kind, row = _row(cells, get, box, corners, sep != ',', line, labels)
         if kind in out: out[kind].append(row)
         else: out['bad'].append((line, kind, *row[1:]))
         seen, new = out['about'].setdefault(row[1], {}), get(cells, 'patient_id')
@@ -108,7 +109,7 @@ def load_csv(root, # folder with boxes.csv (or others) and the images
     "Images and boxes from CSV files with a row a box."
     folder = source_folder(root, "boxes.csv and the images")
     (files, others), side = _box_files(folder, boxes_file), read_sidecar(folder)
-    got = {f: read_boxes(f) for f in files}
+    got = {f: read_boxes(f, side.labels if side else ()) for f in files}
     skipped = refuse([(f"{f.name} line {n}", p) for f, g in got.items() for n, p, *_ in g['bad']], few(f.name for f in files), skip_bad)
     boxes = pd.DataFrame([r[1:] for g in got.values() for r in g['box']], columns=['image_id', 'label', 'x1', 'y1', 'x2', 'y2', 'reader'])
     pairs = [(i, l) for g in got.values() for _, i, l in g['finding']] + [(i, l) for g in got.values() for *_, i, l in g['bad'] if i and l]

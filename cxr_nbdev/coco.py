@@ -7,10 +7,11 @@ __all__ = ['json_line', 'json_block', 'save_text', 'load_json', 'plain_value', '
            'write_coco', 'coco_image_id', 'coco_problems', 'is_crowd', 'coco_corners', 'coco_boxes', 'coco_states',
            'coco_extra', 'load_coco']
 
-# %% ../nbs/00h_coco.ipynb #7877872f
+# %% ../nbs/00h_coco.ipynb #a98e0d56
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,13 +63,13 @@ def _image_dicts(tables, files, patient):
     "The images of a COCO file, states in LVIS's fields."
     im, cs = tables.images, list(tables.classes)
     st, label = tables.states.loc[list(im.image_id), cs].to_numpy(), im[cs].to_numpy(float)
-    extra = [c for c in im if c not in (*IMAGE_COLUMNS, *cs, 'coco_id', 'file_name', 'origin')]
+    extra = [c for c in im if c not in (*IMAGE_COLUMNS, *cs, 'coco_id', 'file_name')]
     out = []
     for i, (n, f, r) in enumerate(zip(coco_ids(tables), files, im.to_dict('records'))):
         has = lambda mask: (np.flatnonzero(mask)+1).tolist()
         out.append({'id': plain_value(n), 'file_name': f, 'image_id': plain_value(r['image_id']),
-            'width': int(r['width']), 'height': int(r['height']), 'patient_id': patient(r['patient_id']), 'source': plain_value(r.get('origin', r['source'])),
-            **{k: plain_value(r[k]) for k in ('view', 'sex', 'age')},
+            'width': int(r['width']), 'height': int(r['height']), 'patient_id': patient(r['patient_id']),
+            **{k: plain_value(r[k]) for k in ('source', 'view', 'sex', 'age')},
             'neg_category_ids': has(st[i] == State.ABSENT), 'not_exhaustive_category_ids': has(st[i] == State.INCOMPLETE),
             'present_category_ids': has(label[i] == 1), 'unknown_category_ids': has(np.isnan(label[i])),
             **({'extra': {k: plain_value(r[k]) for k in extra}} if extra else {})})
@@ -92,6 +93,7 @@ def write_coco(tables:Tables, folder, # must not exist, or be empty
                images:str='copy', # 'copy', 'link', or 'none': the file names the images where they are
               )->Path: # the folder, with annotations.json and images/
     "Tables as a folder in COCO's form; the extra fields keep patients, states, readers and all columns."
+    if 'origin' in tables.images: tables = replace(tables, images=tables.images.assign(source=tables.images['origin']).drop(columns='origin'))
     about = {'description': 'Boxes, with the states of unboxed findings in LVIS fields', 'tables': {'labels': tables.info['labels']}}
     return write_folder(tables, folder, images, lambda tmp, files, stems: save_text(tmp/'annotations.json', coco_text(tables, files, about=about)))
 

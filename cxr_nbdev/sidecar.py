@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'RESERVED', 'image_stem', 'file_stems', 'split_of', 'source_folder', 'scan_images', 'locate_images',
            'csv_table', 'number', 'fold', 'refuse', 'split_folders', 'write_sidecar', 'write_folder', 'png_head',
-           'hard_tables', 'Sidecar', 'read_sidecar', 'folder_tables', 'same_tables']
+           'hard_tables', 'Sidecar', 'read_sidecar', 'label_keys', 'folder_tables', 'same_tables']
 
 # %% ../nbs/00ga_sidecar.ipynb #320c4fab
 import csv
@@ -151,7 +151,7 @@ def _check_writable(tables):
 def split_folders(tables)->list: # one word an image
     "The column `split` as a folder's name for each image; '' where there is none."
     words = tables.images.get('split', pd.Series('', tables.images.index)).fillna('').astype(str)
-    return [w if re.fullmatch(r'[\w-]+', w) else '' for w in words]
+    return [w if re.fullmatch(r'[\w-]+', w) and w.casefold() not in ('images', 'labels') else '' for w in words]
 
 def _sidecar_table(tables, files, names):
     "The content of images.csv."
@@ -307,6 +307,14 @@ def read_sidecar(root)->Sidecar: # or None
     kind = about['labels'] if about else 'report' if labels else 'boxes'
     return Sidecar(df.drop(columns='incomplete', errors='ignore'), labels, kind, bool(about), partly)
 
+def label_keys(side, # a `Sidecar`, or None
+               key, # function: path of an image -> what it has in common with its label file
+              )->dict: # key -> image_id
+    "Which image a label file is about, by the sidecar."
+    if side is None: return {}
+    given = lambda c: side.table[c].fillna('').astype(str) if c in side.table else pd.Series('', side.table.index)
+    return {l or key(f or i): i for l, f, i in zip(given('label_file'), given('file'), side.table.image_id)}
+
 # %% ../nbs/00ga_sidecar.ipynb #b7d08d29
 def _patients(im, source, ours, patients):
     "Patient of each image, and a sentence on where that comes from."
@@ -369,7 +377,7 @@ def folder_tables(source:str, root, # name of the format; its folder
                  )->Tables:
     "Tables from a format's images and boxes and what lies beside them."
     file = Path(root).name
-    names = [*side.labels, *(n for n in names if n not in side.labels)] if side else list(names)
+    names = list(dict.fromkeys([*(side.labels if side else ()), *names]))
     if not names: raise ValueError(f"`{file}` names no label at all: no boxes, and no list of classes")
     if odd := [n for n in names if not str(n).strip() or n in (*IMAGE_COLUMNS, *RESERVED)]: raise ValueError(f"`{file}`: a label can't be called {few(map(repr, odd))}")
     if (twice := images.image_id[images.image_id.duplicated()]).size: raise ValueError(f"`{file}` lists {few(twice.unique())} more than once")

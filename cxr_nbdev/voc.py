@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['read_voc', 'load_voc', 'write_voc']
 
-# %% ../nbs/00hb_voc.ipynb #adf6bb36
+# %% ../nbs/00hb_voc.ipynb #da083eaf
 import math
 import posixpath
+import re
 from collections import Counter
 from decimal import Decimal, localcontext
 from pathlib import Path
@@ -19,7 +20,7 @@ import pandas as pd
 
 from .data import Tables, few
 from .nih import image_size, read_text
-from .sidecar import folder_tables, image_stem, locate_images, number, read_sidecar, refuse, same_tables, source_folder, split_folders, split_of, write_folder, write_sidecar
+from .sidecar import folder_tables, image_stem, label_keys, locate_images, number, read_sidecar, refuse, same_tables, source_folder, split_folders, split_of, write_folder, write_sidecar
 
 # %% ../nbs/00hb_voc.ipynb #2a49b30f
 def _parse(text, file):
@@ -67,7 +68,7 @@ def _image_sets(folder):
     out = {}
     for f in sorted(folder.glob('ImageSets/**/*.txt'), key=lambda f: f.stem != 'trainval'):
         part = 'train' if f.stem == 'trainval' else split_of(f.stem) if f.stem.casefold() in ('train', 'val', 'valid', 'test') else ''
-        if part: out |= {image_stem(w[0]): part for line in read_text(f).splitlines() if (w := line.split())}
+        if part: out |= {image_stem(re.sub(r'\s+-?[01]\Z', '', line.strip())): part for line in read_text(f).splitlines() if line.strip()}
     return out
 
 def _xml_files(folder):
@@ -76,7 +77,8 @@ def _xml_files(folder):
     for f in sorted(folder.rglob('*.xml')):
         rel = f.relative_to(folder).as_posix()
         if not f.is_file() or any(p.startswith('.') for p in rel.split('/')): continue
-        k = '/'.join(p for p in rel[:-4].split('/') if p.casefold() not in ('annotations', 'xmls', 'labels', 'xml'))
+        *folders, name = rel[:-4].split('/')
+        k = '/'.join([*(p for p in folders if p.casefold() not in ('annotations', 'xmls', 'labels', 'xml')), name])
         if k in out: raise ValueError(f"{out[k].relative_to(folder).as_posix()} and {rel} in `{folder.name}` both describe `{k}`: keep one of them")
         out[k] = f
     if not out: raise FileNotFoundError(f"no XML files in `{folder}`: expected Annotations/*.xml and JPEGImages/")
@@ -120,7 +122,7 @@ def load_voc(root, # folder with Annotations/ and JPEGImages/, or XML files besi
     side, files = read_sidecar(folder), _xml_files(folder)
     im, rows, bad, flags = _all_files(files, first, skip_bad)
     skipped = refuse([b[:2] for b in bad], f"`{folder.name}`", skip_bad, 'object')
-    known = {} if side is None else {getattr(r, 'label_file', '') or image_stem(getattr(r, 'file', '') or r.image_id).rsplit('/', 1)[-1]: r.image_id for r in side.table.fillna('').itertuples()}
+    known = label_keys(side, lambda p: posixpath.basename(image_stem(p)))
     ident = lambda k: known.get(k, k)
     part = _image_sets(folder)
     parts = [part.get(k) or part.get(k.rsplit('/', 1)[-1]) or split_of(posixpath.dirname(k)) for k in im.key]

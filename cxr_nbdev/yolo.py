@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_class_names', 'read_yolo', 'yolo_key', 'load_yolo', 'write_yolo']
 
-# %% ../nbs/00ha_yolo.ipynb #a64d7dcd
+# %% ../nbs/00ha_yolo.ipynb #6d91f7be
 import math
 import re
 from decimal import Decimal, localcontext
@@ -17,7 +17,7 @@ import pandas as pd
 from .coco import load_json, save_text
 from .data import Tables, few
 from .nih import read_text
-from .sidecar import csv_table, folder_tables, image_stem, number, read_sidecar, refuse, same_tables, scan_images, source_folder, split_folders, split_of, write_folder, write_sidecar
+from .sidecar import csv_table, folder_tables, image_stem, label_keys, number, read_sidecar, refuse, same_tables, scan_images, source_folder, split_folders, split_of, write_folder, write_sidecar
 
 # %% ../nbs/00ha_yolo.ipynb #9f6f20a3
 def read_class_names(
@@ -37,7 +37,8 @@ def read_class_names(
     except (yaml.YAMLError, RecursionError, ValueError) as e: raise ValueError(f"{path.name} is not YAML: {e}") from None
     names = d.get('names') if isinstance(d, dict) else None
     if not isinstance(names, (list, dict)): raise ValueError(f"{path.name} has no list `names`: expected a data.yaml as YOLO's training takes it")
-    return read_class_names(names)
+    try: return read_class_names(names)
+    except ValueError as e: raise ValueError(f"{path.name}: {e}") from None
 
 # %% ../nbs/00ha_yolo.ipynb #dc75eefe
 def _edges(words):
@@ -73,16 +74,16 @@ _NOT_LABELS = re.compile(r'(classes|names|labels|obj|readme.*|requirements|args|
 def yolo_key(path:str)->str: # 'train/a' for images/train/a.png and labels/train/a.txt
     "What an image and its label file have in common."
     *folders, name = path.split('/')
-    return '/'.join([p for p in folders if p not in ('images', 'labels')] + [image_stem(name.removesuffix('.txt'))])
+    return '/'.join([p for p in folders if p not in ('images', 'labels')] + [name[:-4] if name.endswith('.txt') else image_stem(name)])
 
-def _label_files(folder):
-    "Key -> label file."
-    files = sorted(f for f in folder.rglob('*.txt') if f.is_file() and not any(p.startswith('.') for p in f.relative_to(folder).parts) and not _NOT_LABELS.fullmatch(f.name))
+def _label_files(folder, keys):
+    "Key -> label file; a text file of another purpose counts only where an image has its name."
+    key = lambda f: yolo_key(f.relative_to(folder).as_posix())
+    files = sorted(f for f in folder.rglob('*.txt') if f.is_file() and not any(p.startswith('.') for p in f.relative_to(folder).parts) and (not _NOT_LABELS.fullmatch(f.name) or key(f) in keys))
     inside = [f for f in files if 'labels' in f.relative_to(folder).parts[:-1]]
     out = {}
     for f in inside or files:
-        k = yolo_key(f.relative_to(folder).as_posix())
-        if k in out: raise ValueError(f"{out[k].name} and {f.name} in `{folder.name}` are both labels of `{k}`: keep one of them")
+        if (k := key(f)) in out: raise ValueError(f"{out[k].name} and {f.name} in `{folder.name}` are both labels of `{k}`: keep one of them")
         out[k] = f
     return out
 
@@ -119,11 +120,11 @@ def load_yolo(root, # folder with images/ and labels/, data.yaml or classes.txt
              )->Tables:
     "Images and boxes from YOLO's text files."
     folder = source_folder(root, "images/, labels/ and data.yaml")
-    side, found, files = read_sidecar(folder), _images_by_key(folder), _label_files(folder)
+    side, found = read_sidecar(folder), _images_by_key(folder)
+    known = label_keys(side, yolo_key)
+    ident, files = lambda k: known.get(k, k), _label_files(folder, {*found, *known})
     if not found and not files and side is None: raise FileNotFoundError(f"no images and no label files in `{folder}`: expected images/ and labels/")
     names = read_class_names(names or _class_file(folder))
-    known = {} if side is None else {getattr(r, 'label_file', '') or yolo_key(getattr(r, 'file', '') or r.image_id): r.image_id for r in side.table.fillna('').itertuples()}
-    ident = lambda k: known.get(k, k)
     rows, bad = [], []
     for k, f in files.items():
         good, wrong = read_yolo(read_text(f), names)
