@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['DicomError', 'is_dicom', 'apply_window', 'read_dicom', 'dicom_size', 'pseudonym', 'dicom_facts']
 
-# %% ../nbs/00ab_dicom.ipynb #8c4490b0
+# %% ../nbs/00ab_dicom.ipynb #86a85401
 import hashlib
 import hmac
+import io
 import os
 import re
 from contextlib import contextmanager
@@ -208,9 +209,10 @@ def read_dicom(
     path, # a DICOM file with one radiograph
     window:int=0, # which of several windows or VOI tables; None: none of them, lowest to highest value
     chest:bool=True, # refuse what says that it is no chest radiograph
+    data:bytes=None, # the file's bytes, where they are there already
 )->np.ndarray: # (H, W) uint8, air black and bone white
     "The picture as a viewer shows it, or a `DicomError`, which is a ValueError, that names the file and what is wrong with it"
-    with _naming(path): return _render(_open(path, _PIXEL_TAGS, pixels=True), window, chest)
+    with _naming(path): return _render(_open(path if data is None else io.BytesIO(data), _PIXEL_TAGS, pixels=True), window, chest)
 
 # %% ../nbs/00ab_dicom.ipynb #8f1a88b9
 def dicom_size(
