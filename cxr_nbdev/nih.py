@@ -176,10 +176,10 @@ def nih_file(root, # the folder
 
 def _is_image(entry):
     "Told by the name; a file without a suffix, as many archives write them, by whether its first bytes are DICOM's"
-    name = entry.name.lower()
-    if name.startswith('.') or os.path.splitext(name)[1] not in ('', '.png', '.jpg', '.jpeg', '.dcm', '.dicom'): return False
-    if '.' in name: return True
-    if not entry.is_file(): return False
+    suffix = os.path.splitext(entry.name)[1].lower()
+    if entry.name.startswith('.') or entry.name == 'DICOMDIR': return False
+    if suffix in ('.png', '.jpg', '.jpeg', '.dcm', '.dicom'): return True
+    if suffix and not suffix[1:].isdigit() or not entry.is_file(): return False
     with open(entry.path, 'rb') as f: return is_dicom(f.read(132))
 
 def find_images(folder)->dict: # file name -> path
