@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 from torch.utils.data import Dataset, Sampler
 from .data import State, Tables
+from .dicom import is_dicom, read_dicom
 
 # %% ../nbs/00e_dataset.ipynb #5be2b16c
 def image_complaint(
@@ -61,6 +62,7 @@ def decode_image(
     path, # its name, for the error
 )->np.ndarray: # (H, W) uint8
     "The image in these bytes as 8-bit gray, or a ValueError that names the file and what is wrong with it"
+    if is_dicom(data): return read_dicom(path, data=data)
     if why := image_complaint(data): raise ValueError(f'`{path}` {why}')
     im = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if im is None: raise ValueError(f'`{path}` is not an image that OpenCV can read (it starts with {data[:12]!r})')
@@ -68,7 +70,7 @@ def decode_image(
     except ValueError as e: raise ValueError(f'`{path}` {e}') from None
 
 def read_image(
-    path, # a PNG, JPEG, TIFF, BMP ... file; gray, RGB or RGBA; 8 or 16 bits
+    path, # a PNG, JPEG, TIFF, BMP ... file, gray, RGB or RGBA, 8 or 16 bits; or DICOM
 )->np.ndarray: # (H, W) uint8
     "The image of a file as 8-bit gray"
     return decode_image(read_file(path), path)

@@ -23,6 +23,7 @@ import pandas as pd
 from PIL import Image
 
 from .data import BOX_TOLERANCE, NIH8, Tables, few, map_classes, near, nih_xywh_to_xyxy
+from .dicom import DicomError, dicom_size, is_dicom
 
 # %% ../nbs/00b_nih.ipynb #6e419964
 def read_text(path)->str:
@@ -173,6 +174,14 @@ def nih_file(root, # the folder
     hits = [p for p in Path(root).iterdir() if re.fullmatch(_FILES[kind], p.name, re.I) and p.is_file()]
     return min(hits, key=lambda p: ('v2020' not in p.name, len(p.name), p.name), default=None)
 
+def _is_image(entry):
+    "Told by the name; a file without a suffix, as many archives write them, by whether its first bytes are DICOM's"
+    suffix = os.path.splitext(entry.name)[1].lower()
+    if entry.name.startswith('.') or entry.name == 'DICOMDIR': return False
+    if suffix in ('.png', '.jpg', '.jpeg', '.dcm', '.dicom'): return True
+    if suffix and not suffix[1:].isdigit() or not entry.is_file(): return False
+    with open(entry.path, 'rb') as f: return is_dicom(f.read(132))
+
 def find_images(folder)->dict: # file name -> path
     "Images in a folder, in its images, images_001, ..., and in the `images` inside of each; of two with one name the first counts."
     tops = [folder, *sorted(e.path for e in os.scandir(folder) if re.fullmatch(r'images(_?\d+)?', e.name, re.I) and e.is_dir())]
@@ -180,7 +189,7 @@ def find_images(folder)->dict: # file name -> path
     for top in [d for t in tops for d in (t, os.path.join(t, 'images'))]:
         if not os.path.isdir(top): continue
         for e in os.scandir(top):
-            if e.name.lower().endswith(('.png', '.jpg', '.jpeg')) and not e.name.startswith('.'): found.setdefault(e.name, e.path)
+            if _is_image(e): found.setdefault(e.name, e.path)
     return found
 
 def _on_disk(names, found):
@@ -195,10 +204,12 @@ def _on_disk(names, found):
 def image_size(path)->tuple: # width, height
     "Size from a file's header; what is not an image is a `ValueError`."
     try:
-        with open(path, 'rb') as f: head = f.read(24)
-        if head[:8] == b'\x89PNG\r\n\x1a\n' and head[12:16] == b'IHDR' and len(head) == 24: size = struct.unpack('>II', head[16:])
+        with open(path, 'rb') as f: head = f.read(132)
+        if head[:8] == b'\x89PNG\r\n\x1a\n' and head[12:16] == b'IHDR' and len(head) >= 24: size = struct.unpack('>II', head[16:24])
+        elif is_dicom(head): size = dicom_size(path)
         else:
             with Image.open(path) as im: size = im.size
+    except DicomError as e: raise DicomError(f"{os.path.basename(path)} {str(e).removeprefix(f'`{path}` ')}") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
         what = "is empty" if os.path.exists(path) and not os.path.getsize(path) else "is not an image that can be read"
         raise ValueError(f"{os.path.basename(path)} {what}") from e
@@ -212,7 +223,7 @@ def image_sizes(paths:dict, # name -> file
         try: return item[0], image_size(item[1]), ''
         except ValueError as e: return item[0], None, str(e)
     with ThreadPoolExecutor(8) as pool: done = list(pool.map(one, paths.items()))
-    return {n: s for n, s, p in done if s}, {n: p.split(' ', 1)[1] for n, s, p in done if not s}
+    return {n: s for n, s, p in done if s}, {n: p.removeprefix(f'{os.path.basename(paths[n])} ') for n, s, p in done if not s}
 
 # %% ../nbs/00b_nih.ipynb #ad1a6bbe
 def _pick_images(folder, names, found, skip_bad):
@@ -264,7 +275,7 @@ def load_image_folder(image_folder, # holds the images, or images/, images_001/i
     boxes = read_nih_boxes(annotations_file, frame)
     table = None if label_table is None else read_nih_labels(label_table)
     found = find_images(folder)
-    if not found: raise FileNotFoundError(f"no PNG or JPEG images in `{image_folder}` (looked in it, in images/ and in images_001/images/ ...)")
+    if not found: raise FileNotFoundError(f"no PNG, JPEG or DICOM images in `{image_folder}` (looked in it, in images/ and in images_001/images/ ...)")
     names = _image_names(boxes.image_id, found, set() if table is None else set(table.image_id), keep)
     paths, sizes, skipped = _pick_images(image_folder, names, found, skip_bad)
     ids = [n for n in names if n in sizes]
