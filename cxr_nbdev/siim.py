@@ -72,15 +72,22 @@ def read_siim(path, # train-rle.csv, .csv.gz or .zip
     good = drop_rows(rows, problem, Path(path).name, skip_bad, counts)
     return pd.DataFrame({'image_id': good.ImageId.to_numpy(), 'text': good.EncodedPixels.to_numpy()}), rle
 
-# %% ../nbs/00ic_siim.ipynb #9e7e7115
+# %% ../nbs/00ic_siim.ipynb #bca1af3b
+def _area(mask, contour, x, y, w, h):
+    "Pixels of the connected area inside an outline."
+    _, label = cv2.connectedComponents(mask[y:y+h, x:x+w], connectivity=8)
+    cx, cy = contour[0, 0] - (x, y)
+    return int((label == label[cy, cx]).sum())
+
 def mask_boxes(mask, # (H, W) of 0 and 1
                min_area:int=0, # in pixels; smaller areas are left out
               )->tuple: # (n, 4) two corners, left to right; how many were left out
     "A box around each connected area."
-    _, _, stats, _ = cv2.connectedComponentsWithStats(np.ascontiguousarray(mask, np.uint8), connectivity=8)
-    x, y, w, h, area = stats[1:].T
-    boxes = np.stack([x, y, x+w, y+h], axis=1)[area >= min_area]
-    return boxes[np.lexsort(boxes.T[::-1])], int((area < min_area).sum())
+    mask = np.ascontiguousarray(mask, np.uint8)
+    outlines, tree = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    outer = [(o, *cv2.boundingRect(o)) for i, o in enumerate(outlines) if tree[0, i, 3] < 0] # those without a parent are no holes
+    boxes = sorted((x, y, x+w, y+h) for o, x, y, w, h in outer if not min_area or _area(mask, o, x, y, w, h) >= min_area)
+    return np.array(boxes).reshape(-1, 4), len(outer)-len(boxes)
 
 # %% ../nbs/00ic_siim.ipynb #894f6469
 def _siim_boxes(masks, rle, frame, min_area):
