@@ -6,7 +6,8 @@
 __all__ = ['DICOM_SUFFIXES', 'IMAGE_SUFFIXES', 'find_tree', 'find_table', 'read_table', 'numbers', 'drop_rows', 'add_facts',
            'mark_incomplete']
 
-# %% ../nbs/00hb_lookup.ipynb #a1db8852
+# %% ../nbs/00hb_lookup.ipynb #4ea7d9da
+import csv
 import io
 import os
 import re
@@ -65,14 +66,17 @@ def read_table(path, # .csv, .csv.gz or .zip
     "A CSV table with named columns; a missing column or a line that is too long is a `ValueError`."
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"there is no file `{path}`")
-    try: df = pd.read_csv(io.StringIO(_text(path)), dtype=str, keep_default_na=False, skip_blank_lines=False, index_col=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as e: raise ValueError(f"{path.name} cannot be read as a table: {str(e).strip()}") from e
-    df.columns = [str(c).strip() for c in df.columns]
-    if missing := [c for c in need if c not in df]:
-        raise ValueError(f"{path.name} lacks the column{'s'*(len(missing) > 1)} {few(missing)}.\n  found:    {','.join(df.columns)[:120]}\n  expected: {','.join(need)}")
-    df = df.fillna('').apply(lambda c: c.str.strip())
-    df.index = np.arange(2, len(df)+2)
-    return df[(df != '').any(axis=1)]
+    reader = csv.reader(io.StringIO(_text(path), newline=''))
+    try: lines = [(reader.line_num, [c.strip() for c in row]) for row in reader]
+    except csv.Error as e: raise ValueError(f"{path.name} cannot be read as a table: line {reader.line_num}: {e}") from e
+    lines = [(n, row) for n, row in lines if any(row)]
+    head = lines[0][1] if lines else []
+    if missing := [c for c in need if c not in head]:
+        raise ValueError(f"{path.name} lacks the column{'s'*(len(missing) > 1)} {few(missing)}.\n  found:    {','.join(head)[:120]}\n  expected: {','.join(need)}")
+    if twice := [c for c in need if head.count(c) > 1]: raise ValueError(f"{path.name} has the column {few(twice)} more than once")
+    if long := [n for n, row in lines if any(row[len(head):])]: raise ValueError(f"{path.name} cannot be read as a table: line {long[0]} has more cells than the header has names; {len(long)} such lines")
+    cells = [(row+['']*len(head))[:len(head)] for _, row in lines[1:]]
+    return pd.DataFrame(cells, columns=head, index=[n for n, _ in lines[1:]], dtype=object).loc[:, [bool(c) for c in head]]
 
 # %% ../nbs/00hb_lookup.ipynb #75031285
 def numbers(rows:pd.DataFrame, # cells of text

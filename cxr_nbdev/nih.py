@@ -178,7 +178,7 @@ def find_images(folder)->dict: # file name -> path
     "Images in a folder, in its images, images_001, ..., and in the `images` inside of each; of two with one name the first counts."
     tops = [folder, *sorted(e.path for e in os.scandir(folder) if re.fullmatch(r'images(_?\d+)?', e.name, re.I) and e.is_dir())]
     found = {}
-    for top in [d for t in tops for d in (t, os.path.join(t, 'images'))]:
+    for top in dict.fromkeys(d for t in tops for d in (t, os.path.join(t, 'images'))):
         if not os.path.isdir(top): continue
         for e in os.scandir(top):
             if e.name.lower().endswith(('.png', '.jpg', '.jpeg')) and not e.name.startswith('.'): found.setdefault(e.name, e.path)
@@ -294,8 +294,9 @@ def read_radiologists(path, # Google's labels of 2019, .gz or not
                      )->pd.DataFrame: # image_id, and 1.0 or 0.0 for each of `GOOGLE4`
     "What adjudicating radiologists said of NIH's images (Majkowska et al., 2020)."
     file = Path(path).name
-    try: df = pd.read_csv(io.StringIO(read_text(path)), dtype=str, keep_default_na=False, index_col=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as e: raise ValueError(f"{file} cannot be read: {e}") from e
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=''), restkey='more', restval='')
+    try: df = pd.DataFrame([r for r in reader if any(r.values())], columns=reader.fieldnames, dtype=str)
+    except (csv.Error, ValueError) as e: raise ValueError(f"{file} cannot be read as a table: {e}") from e
     if missing := [c for c in ('Image Index', *GOOGLE4) if c not in df]: raise ValueError(f"{file} lacks the columns {few(missing)}: expected Google's labels of NIH's images, with Image Index,...,{','.join(GOOGLE4)}")
     said = df[list(GOOGLE4)].apply(lambda c: c.astype(str).str.strip().str.upper())
     if (bad := df.index[~said.isin(['YES', 'NO']).all(axis=1)]).size: raise ValueError(f"{file}, line {bad[0]+2}: expected YES or NO for each of {few(GOOGLE4)}; {len(bad)} such lines")
@@ -309,12 +310,11 @@ def use_radiologists(table:pd.DataFrame, # from `read_nih_labels`
                      boxes:pd.DataFrame, # image_id and label: what is boxed stays as it is
                     )->tuple: # the table with their answers; every answer: image_id, label, change
     "Let radiologists outweigh the report, and boxes outweigh both."
-    at = pd.Index(said.image_id).get_indexer(table.image_id)
-    asked, boxed, out, changes = at >= 0, set(zip(boxes.image_id, boxes.label)), table.copy(), []
-    answer = {c: np.where(asked, said[c].to_numpy()[at], np.nan) for c in ('Pneumothorax', 'Nodule or mass')}
+    answer = {c: said.set_index('image_id')[c].reindex(table.image_id).to_numpy(float) for c in ('Pneumothorax', 'Nodule or mass')}
+    asked, boxed, out, changes = ~np.isnan(answer['Pneumothorax']), set(zip(boxes.image_id, boxes.label)), table.copy(), []
     neither = (table[['Nodule', 'Mass']] != 1).all(axis=1).to_numpy()
     for label, a in (('Pneumothorax', answer['Pneumothorax']), *((c, np.where(answer['Nodule or mass'] == 0, 0., np.where(neither, np.nan, table[c]))) for c in ('Nodule', 'Mass'))):
-        fixed = np.array([(i, label) in boxed for i in table.image_id]) if boxed else np.zeros(len(table), bool)
+        fixed = table.image_id.isin([i for i, c in boxed if c == label]).to_numpy()
         old, new = table[label].to_numpy(), np.where(asked & ~fixed, a, table[label])
         word = lambda v: np.select([v == 1, v == 0], ['present', 'absent'], 'unknown')
         change = np.select([fixed, word(old) == word(new)], ['kept: boxed', 'as in the report'], [f'{o} to {n}' for o, n in zip(word(old), word(new))])
