@@ -40,12 +40,15 @@ class DetectionData(pl.LightningDataModule):
         super().__init__()
         self.train, self.val, self.batch_size, self.num_workers, self.seed = train, val, batch_size, num_workers, seed
         self.gpu = torch.cuda.is_available() if gpu is None else gpu
+        self.first_epoch = 0                # a run that goes on sets it: workers ask for their first images before Lightning tells the epoch
 
     def _loader(self, ds, n, shuffle, **share): # n: images a step of this process; share: of RankSampler
         rank, size = world()
         if len(ds) < size: raise ValueError(f"{len(ds)} images for {size} devices: each needs at least one; take fewer devices")
         workers = loader_workers(self.num_workers, max(1, size//n_nodes()), self.gpu)
-        return DataLoader(ds, n, sampler=RankSampler(EpochSampler(len(ds), self.seed, shuffle), rank, size, **share), collate_fn=collate, num_workers=workers,
+        sampler = EpochSampler(len(ds), self.seed, shuffle)
+        sampler.set_epoch(self.first_epoch)
+        return DataLoader(ds, n, sampler=RankSampler(sampler, rank, size, **share), collate_fn=collate, num_workers=workers,
                           persistent_workers=workers > 0, pin_memory=self.gpu, generator=torch.Generator().manual_seed(self.seed))
 
     def train_dataloader(self):

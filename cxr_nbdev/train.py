@@ -280,6 +280,7 @@ def fit(cfg:TrainConfig, run:Run, data:Data, detector, logger=None, show=print, 
     if run.resumed: show(f"resumed after {done} of {cfg.epochs} epochs" + (": nothing left to do; raise `epochs` to train longer" if done >= cfg.epochs else ""))
     if done >= cfg.epochs: return
     check_ranks(cfg.devices, cfg.batch_size, launch=launch)
+    data.loaders.first_epoch = done
     copies = 3 + (cfg.average != "none")                                 # the weights, the optimiser's two numbers for each, and their average
     check_space(run.folder, 2*copies*sum(p.numel()*p.element_size() for p in detector.parameters()))
     module = DetectionModule(detector, cfg, checkpoint_facts(cfg, run, data), best_by(cfg, data))
