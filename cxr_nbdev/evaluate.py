@@ -25,7 +25,7 @@ from .model import load_detector, read_checkpoint
 from .module import predict_dataset
 from .postprocess import SETTINGS
 from .readings import find_readings, load_readings
-from .rundata import LABELS, get_pixels, known_root, read_options
+from .rundata import LABELS, get_pixels, known_root, read_options, recorded_skips
 from .run import list_runs, local_path, read_json, runs_dir, versions, write_json
 from .split import limit_tables, patient_hash
 from .train import check_device, device_name
@@ -187,7 +187,7 @@ def evaluate_answers(a:Answers, score_threshold=0.3, n_boot=2000, seed=42, **ask
     r = build_report(a.preds, t, a.floor, threshold=score_threshold, n_boot=n_boot, seed=seed, folds=a.folds, readings=readings, **asked)
     r.blocks["warnings"] += problem
     m = dict(r.blocks, n_val_images=len(t), n_val_patients=int(t.images.patient_id.nunique()), report_seconds=sum(r.seconds.values()), score_threshold=score_threshold,
-             class_names=t.classes, labels=t.info["labels"], data_resolved=t.info["source"], data_hash=data_hash(t), skipped=t.info.get("skipped", {}), versions=versions())
+             class_names=t.classes, labels=t.info["labels"], data_resolved=t.info["source"], data_hash=data_hash(t), **recorded_skips(t.info), versions=versions())
     return m, r
 
 def evaluate(subject:Subject, a:Answers, score_threshold=None, # None: the one of the training

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'UNBOXED', 'IN_MEMORY', 'read_options', 'chosen_sources', 'get_tables', 'make_split', 'cache_folder',
-           'get_pixels', 'Data', 'recorded_root', 'known_root', 'without_overlap', 'get_data']
+           'get_pixels', 'recorded_skips', 'Data', 'recorded_root', 'known_root', 'without_overlap', 'get_data']
 
 # %% ../nbs/03ha_rundata.ipynb #ca98a853
 import os
@@ -77,6 +77,15 @@ def get_pixels(t:Tables, image_size:int, cache:str='auto', skip_bad:bool=False, 
     "All images as squares, from memory or from the cache."
     folder = cache_folder(cache, len(t)*image_size**2)
     return load_pixels(t, image_size, skip_bad) if folder is None else cached_pixels(t, image_size, folder, skip_bad, show=show)
+
+# %% ../nbs/03ha_rundata.ipynb #319dcdfc
+def recorded_skips(info:dict, # of tables
+                   most:int=100, # names in the record
+                  )->dict: # skipped {image: reason}, skipped_counts {reason: images}, skipped_boxes {reason: boxes}
+    "What the tables left out, for a record."
+    bad = info.get('skipped', {})
+    counts = {r: list(bad.values()).count(r) for r in dict.fromkeys(bad.values())}
+    return dict(skipped=dict(list(bad.items())[:most]), skipped_counts=counts, skipped_boxes=info.get('skipped_boxes', {}))
 
 # %% ../nbs/03ha_rundata.ipynb #62e4c216
 @dataclass

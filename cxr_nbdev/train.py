@@ -39,7 +39,7 @@ from .ranks import check_ranks, end_others, is_first, leave_ranks, lost_connecti
 from .recovery import stopped_early
 from .report import best_cases, metrics_table, plot_confusion, plot_history, show_cases, worst_cases
 from .run import Run, continued, mlflow_logger, open_run, papermill_output, plain, record, runs_dir, write_json
-from .rundata import Data, chosen_sources, get_data, read_options
+from .rundata import Data, chosen_sources, get_data, read_options, recorded_skips
 from .stats import add_intervals, evaluate_floor
 
 # %% ../nbs/04_train.ipynb #0458a54b
@@ -215,7 +215,7 @@ def start(cfg:TrainConfig, run:Run, data:Data, device="cpu", logger=None, **fact
                          f"({run.config.get('data_says', '')}); now they are {now['manifest_hash']}, {now['data_hash']} ({data.says}). Give the same images, or start a new run.")
     run.folder.mkdir(parents=True, exist_ok=True)
     write_json(run.path("config.json"), record(cfg, run, data_root=data.root, class_names=data.tables.classes, data_resolved=data.source, data_says=data.says,
-        labels=data.tables.info["labels"], **now, skipped=data.tables.info.get("skipped", {}), augment_policy=data.policy,
+        labels=data.tables.info["labels"], **now, **recorded_skips(data.tables.info), augment_policy=data.policy,
         ignore_in_loss=cfg.unboxed == "ignore", device=device_name(device), mlflow_run_id=getattr(logger, "run_id", None), **facts))
     atomic_write(run.path("split.csv"), lambda p: data.split.manifest.to_csv(p, index=False))
     return run
