@@ -11,7 +11,7 @@ from conftest import ROOT, SHARED
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-few_or_many = lambda request: 300 if request.config.getoption("--slow") else 25
+few_or_many = lambda request: 300 if request.config.getoption("--slow") else 8
 needs_shared = pytest.mark.skipif(not (SHARED/"nih/images").is_dir(), reason="needs the shared folder with real images")
 
 
