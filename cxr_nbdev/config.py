@@ -59,7 +59,7 @@ class TrainConfig:
     negatives:float = -1.0      # images without a finding for each with a box, drawn anew every epoch; -1: all as they come
     sampling:str = "uniform"    # of images with boxes: uniform, each once an epoch; class, rare classes more often; balanced, all classes alike
     cache:str = "auto"          # folder of the cache of resized images; auto: in memory up to 1 GB, beyond it data/cache; none: in memory
-    augment:str = "none"        # policy, see list_policies(); cxr for longer trainings
+    augment:str = "none"        # policy, see list_policies(); light is fast, cxr for longer trainings
     freeze:str = ""             # stages not trained, joined by +: backbone, neck, heads
     resume:bool = False         # continue the run of this name where it was interrupted
     find_batch_size:bool = False # look first for the smallest batch size that is nearly the fastest, and use it
