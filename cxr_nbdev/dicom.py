@@ -83,7 +83,7 @@ def apply_window(
     if kind not in ('LINEAR', 'LINEAR_EXACT', 'SIGMOID'): raise DicomError('has a VOI LUT function that is none of LINEAR, LINEAR_EXACT and SIGMOID')
     if width < (kind == 'LINEAR') or width <= 0: raise DicomError(f'has a window of width {width:g}, and one that is {kind} must be {"1 or more" if kind == "LINEAR" else "wider than 0"}')
     x = np.asarray(x, float)
-    if kind == 'SIGMOID': return 1/(1+np.exp(-4*(x-center)/width))
+    if kind == 'SIGMOID': return 1/(1+np.exp((-4*(x-center)/width).clip(max=700)))
     if kind == 'LINEAR': center, width = center-.5, width-1
     return ((x-center)/width+.5).clip(0, 1) if width else (x > center).astype(float)
 
@@ -171,7 +171,9 @@ def _decode(ds):
     decoder = _pydicom().pixels.get_decoder(syntax)
     by = next((p for p in _DECODERS if p in decoder.available_plugins), '')
     try: a = decoder.as_array(ds, raw=True, correct_unused_bits=False, decoding_plugin=by)[0]
-    except Exception as e: raise DicomError(f'has pixels that cannot be decoded ({syntax.name}, {type(e).__name__}): it is damaged or was cut off, copy it again') from None
+    except (KeyboardInterrupt, SystemExit): raise
+    except BaseException as e:  # pylibjpeg-rle panics on damaged data, and a panic of Rust is no Exception
+        raise DicomError(f'has pixels that cannot be decoded ({syntax.name}, {type(e).__name__}): it is damaged or was cut off, copy it again') from None
     if a.shape != (ds.Rows, ds.Columns): raise DicomError(f'holds {a.shape} pixels where its header promises {(ds.Rows, ds.Columns)}')
     return a.astype(f'u{a.itemsize}', copy=False)
 
