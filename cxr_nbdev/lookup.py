@@ -6,7 +6,7 @@
 __all__ = ['DICOM_SUFFIXES', 'IMAGE_SUFFIXES', 'find_tree', 'find_table', 'read_table', 'numbers', 'drop_rows', 'add_facts',
            'mark_incomplete']
 
-# %% ../nbs/00hb_lookup.ipynb #4ea7d9da
+# %% ../nbs/00hb_lookup.ipynb #d7000986
 import csv
 import io
 import os
@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from .data import State, Tables, few, source_rules
+from .dicom import dicom_facts
 from .nih import read_text
 
 # %% ../nbs/00hb_lookup.ipynb #2ff74252
@@ -102,16 +103,15 @@ def drop_rows(rows:pd.DataFrame, # the index is the line in the file
 
 # %% ../nbs/00hb_lookup.ipynb #b1fa1a31
 def add_facts(images:pd.DataFrame, # with a column path
-             )->pd.DataFrame: # with view, sex and age
-    "View, sex and age from the headers of DICOM files; '' and NaN for all others."
+             )->pd.DataFrame: # with view, sex, age and header_patient (a pseudonym)
+    "View, sex, age and patient from the headers of DICOM files; '' and NaN for all others."
     def one(path):
         if not str(path).lower().endswith(DICOM_SUFFIXES): return {}
-        from cxr_nbdev.dicom import dicom_facts
         try: return dicom_facts(path)
         except (OSError, ValueError): return {}
     with ThreadPoolExecutor(8) as pool: facts = list(pool.map(one, images.path))
     return images.assign(view=[f.get('view') or '' for f in facts], sex=[f.get('sex') or '' for f in facts],
-                         age=[np.nan if f.get('age') is None else float(f['age']) for f in facts])
+                         age=[np.nan if f.get('age') is None else float(f['age']) for f in facts], header_patient=[f.get('patient') or '' for f in facts])
 
 # %% ../nbs/00hb_lookup.ipynb #eec9bb84
 def mark_incomplete(t:Tables, # of a source

@@ -16,7 +16,7 @@ CORNERS = ["x_min", "y_min", "x_max", "y_max"]
 def prove(request):
     "A property, tried on few examples, and on many with --slow."
     from hypothesis import given, settings
-    many = 1500 if request.config.getoption("--slow") else 15
+    many = 300 if request.config.getoption("--slow") else 10
 
     def run(check, *strategies): settings(max_examples=many, deadline=None, database=None, derandomize=True)(given(*strategies)(check))()
     return run
@@ -224,6 +224,40 @@ def test_folders_are_searched_once(tmp_path, monkeypatch):
     assert list(find_images(tmp_path)) == ["a.png"]
     inside = [p for p in seen if p != os.path.realpath(tmp_path)]
     assert len(inside) == len(set(inside)), f"listed more than once: {inside}"
+
+
+def write_dicom(path, side, patient, sex="F", age="047Y"):
+    "A small radiograph with a header."
+    pydicom = pytest.importorskip("pydicom")
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID = DigitalXRayImageStorageForPresentation, generate_uid(), ExplicitVRLittleEndian
+    ds = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0"*128)
+    for k, v in dict(SOPClassUID=meta.MediaStorageSOPClassUID, SOPInstanceUID=meta.MediaStorageSOPInstanceUID, Modality="DX", BodyPartExamined="CHEST", ViewPosition="AP", PatientID=patient,
+                     PatientSex=sex, PatientAge=age, PhotometricInterpretation="MONOCHROME2", SamplesPerPixel=1, Rows=side, Columns=side, BitsAllocated=8, BitsStored=8, HighBit=7,
+                     PixelRepresentation=0).items(): setattr(ds, k, v)
+    ds.PixelData = np.arange(side*side, dtype=np.uint32).astype(np.uint8).tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pydicom.dcmwrite(path, ds)
+
+
+@pytest.mark.parametrize("name", ["rsna", pytest.param("vindr", marks=pytest.mark.slow), pytest.param("siim", marks=pytest.mark.slow)])
+def test_dicom_folders(name, tmp_path):
+    "The sources in their published form, DICOM: sizes, boxes, what the header says, and no identifier."
+    from cxr_nbdev.sources import check_source
+    root, folder, side = tmp_path/name, {"rsna": "stage_2_train_images", "vindr": "train", "siim": "dicom-images-train/1.2/3.4"}[name], 256
+    for i, who in zip("abc", ("Secret^Ann", "Secret^Ann", "Secret^Bob")): write_dicom(root/folder/f"{i}.{'dicom' if name == 'vindr' else 'dcm'}", side, who)
+    mask = np.zeros((1024, 1024), np.uint8)
+    mask[200:400, 100:300] = 1
+    text = {"rsna": "patientId,x,y,width,height,Target\na,100,200,200,200,1\nb,,,,,0\nc,,,,,0\n", "siim": f"ImageId, EncodedPixels\na, {runs_text(mask, True)}\nb, -1\nc, -1\n",
+            "vindr": "image_id,class_name,class_id,rad_id,x_min,y_min,x_max,y_max\na,Pneumothorax,12,R9,25,50,75,100\nb,No finding,14,R9,,,,\nc,No finding,14,R9,,,,\n"}[name]
+    (root/{"rsna": "stage_2_train_labels.csv", "vindr": "train.csv", "siim": "train-rle.csv"}[name]).write_text(text)
+    t = check_source(name, root)
+    assert t.boxes[["x1", "y1", "x2", "y2"]].to_numpy().tolist() == [[25, 50, 75, 100]] and set(t.images.width) == {side}
+    assert set(t.images.sex) == {"F"} and set(t.images.age) == {47} and set(t.images["view"]) == {"PA" if name == "vindr" else "AP"}
+    assert t.images.patient_id.nunique() == (2 if name == "siim" else 3)
+    assert "Secret" not in t.images.drop(columns="path").to_csv() + json.dumps(t.info)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared folder with real files is absent (CXR_SHARED)")
