@@ -177,6 +177,7 @@ def _groups(n, i, j):
     i, j = np.asarray(i, int), np.asarray(j, int)
     return connected_components(coo_matrix((np.ones(len(i)), (i, j)), shape=(n, n)), directed=False)[1]
 
+# %% ../nbs/00k_leakage.ipynb #98d09ff8
 @dataclass(frozen=True, eq=False, repr=False)
 class Overlap:
     "Which images are one image, and which patients one patient"

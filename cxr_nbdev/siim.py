@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from .data import Tables
-from .lookup import add_facts, drop_rows, find_table, find_tree, mark_incomplete, read_table
-from .sources import build_tables
+from .lookup import add_facts, drop_rows, find_table, find_tree, read_table
+from .sources import build_tables, mark_incomplete
 
 # %% ../nbs/00ic_siim.ipynb #c77cb8da
 def runs_of(text:str, # 'skip length skip length ...'

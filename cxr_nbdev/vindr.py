@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from .data import Tables, few, near
-from .lookup import DICOM_SUFFIXES, add_facts, drop_rows, find_table, find_tree, mark_incomplete, numbers, read_table
-from .sources import build_tables
+from .lookup import DICOM_SUFFIXES, add_facts, drop_rows, find_table, find_tree, numbers, read_table
+from .sources import build_tables, mark_incomplete
 
 # %% ../nbs/00ib_vindr.ipynb #187c4844
 VINDR14 = ('Aortic enlargement', 'Atelectasis', 'Calcification', 'Cardiomegaly', 'Consolidation', 'ILD', 'Infiltration', 'Lung Opacity', 'Nodule/Mass',
