@@ -361,6 +361,7 @@ def _annotated(names, classes):
     if classes == 'own': return list(names)
     return [*names, *(p for c in class_map(classes) if c in names for p in c.split('/') if p not in names)]
 
+# %% ../nbs/00ga_sidecar.ipynb #53f3ea92
 def folder_tables(source:str, root, # name of the format; its folder
                   images:pd.DataFrame, # image_id, ask (name and folders, as `locate_images` takes them), and what else the format has
                   boxes:pd.DataFrame, # image_id, label, x1, y1, x2, y2, reader
