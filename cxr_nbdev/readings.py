@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .data import BOX_TOLERANCE, CLASS_SETS, Tables, few, near
+from .data import BOX_TOLERANCE, Tables, class_set, few, near
 from .nih import ALIASES, read_text
 
 # %% ../nbs/00g_readings.ipynb #4cebc242
@@ -28,7 +28,7 @@ RSNA_CLASSES = ('Lung Opacity', 'No Lung Opacity / Not Normal', 'Normal')
 # %% ../nbs/00g_readings.ipynb #0802cec4
 def _native_to_class(tables):
     "Native label -> class of the tables: {'Mass': 'Nodule/Mass', ...}; a class also goes by its own name."
-    sets = CLASS_SETS.get(tables.info.get('class_set'), {})
+    sets = class_set(tables.info['class_set']) if tables.info.get('class_set', 'own') != 'own' else {}
     natives = {n: c for c in tables.classes for n in sets.get(c, c.split('/'))}
     return natives | {c: c for c in tables.classes}
 
