@@ -36,7 +36,7 @@ def read_class_names(
     try: d = yaml.safe_load(read_text(path)) or {}
     except (yaml.YAMLError, RecursionError, ValueError) as e: raise ValueError(f"{path.name} is not YAML: {e}") from None
     names = d.get('names') if isinstance(d, dict) else None
-    if not isinstance(names, (list, dict)): raise ValueError(f"{path.name} has no list `names`: expected a data.yaml as YOLO's training takes it")
+    if not isinstance(names, (list, dict)) or any(isinstance(o, (list, dict)) for o in (names.values() if isinstance(names, dict) else names)): raise ValueError(f"{path.name} has no list `names`: expected a data.yaml as YOLO's training takes it")
     try: return read_class_names(names)
     except ValueError as e: raise ValueError(f"{path.name}: {e}") from None
 
