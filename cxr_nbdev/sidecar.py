@@ -183,6 +183,7 @@ def boxes_by_image(tables)->dict: # image_id -> [(label, x1, y1, x2, y2, reader)
     for i, *row in tables.boxes[['image_id', 'label', 'x1', 'y1', 'x2', 'y2', 'reader']].itertuples(index=False, name=None): out.setdefault(i, []).append(row)
     return out
 
+# %% ../nbs/00ga_sidecar.ipynb #7e5edc44
 def _put_images(tables, tmp, folder, images, sub, stems):
     "Copies or links of the images; their names relative to the folder."
     paths = [str(p or '') for p in tables.images.path.fillna('')]
