@@ -100,6 +100,7 @@ def _box_files(folder, boxes_file):
     if not good: raise ValueError(why)
     return good, [f.name for f in found if f not in good]
 
+# %% ../nbs/00hc_csv.ipynb #fe3104b7
 def load_csv(root, # folder with boxes.csv (or others) and the images
              classes:str='nih7', # a class map, or 'own'
              skip_bad:bool=False, # go on without bad images and boxes, and count them

@@ -245,6 +245,7 @@ def _coco_part(file, d, folder, skip_bad):
     kind = d['info']['tables'].get('labels') if ours else None
     return images, coco_boxes(d, name, cats), labels, partly, skipped, kind if kind in ('report', 'boxes', 'mixed') else 'report' if federated else 'boxes', ours, sum(map(is_crowd, good))
 
+# %% ../nbs/00h_coco.ipynb #d17d47b8
 def load_coco(root, # folder with annotations.json, annotations/*.json or train/*.json, and the images
               classes:str='nih7', # a class map, or 'own'
               skip_bad:bool=False, # go on without bad images and boxes, and count them

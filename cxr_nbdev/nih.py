@@ -88,20 +88,26 @@ def _box_row(cells, frame):
     w, h = min(x+w, frame)-x1, min(y+h, frame)-y1
     return ((name, label, x1, y1, w, h), "") if min(w, h) > 0 else (None, "the box lies outside the frame")
 
+def _csv_lines(path):
+    "Line number and cells of each line of a CSV."
+    reader = csv.reader(io.StringIO(read_text(path), newline=''))
+    try: yield from ((reader.line_num, r) for r in reader)
+    except csv.Error as e: raise ValueError(f"{Path(path).name}, line {reader.line_num}, can't be read: {e}") from None
+
 def read_nih_boxes(path, # BBox_List_2017.csv or a copy of it, .gz or not
                    frame:int=1024, # side of the square that the boxes were drawn in
                   )->pd.DataFrame: # image_id, label, x, y, w, h (pixels of the frame), in the file's order
     "NIH's box list; harmless variants are understood, all wrong lines are named in one `ValueError`."
     file, rows, bad, seen = Path(path).name, [], [], {}
-    reader = csv.reader(io.StringIO(read_text(path), newline=''))
-    skip = _box_header(next((r for r in reader if r), ['']), file)
-    for cells in reader:
+    lines = _csv_lines(path)
+    skip = _box_header(next((r for _, r in lines if r), ['']), file)
+    for at, cells in lines:
         cells = [c.strip() for c in cells[skip:]]
         if not any(cells): continue  # a blank line
         row, problem = _box_row(cells, frame)
         if row and row in seen: problem = f"repeats line {seen[row]}"
-        if problem: bad.append(f"line {reader.line_num}: {problem}")
-        else: rows.append(row); seen[row] = reader.line_num
+        if problem: bad.append(f"line {at}: {problem}")
+        else: rows.append(row); seen[row] = at
     if bad: raise ValueError(f"{file} has {len(bad)} wrong line{'s'*(len(bad) > 1)}; correct them, or take NIH's own file again:\n  " +
                              "\n  ".join(bad[:8]) + (f"\n  ... and {len(bad)-8} more" if len(bad) > 8 else ""))
     if not rows: raise ValueError(f"{file} has a header and no boxes")
@@ -139,7 +145,7 @@ def read_nih_labels(path, # Data_Entry_2017.csv or Data_Entry_2017_v2020.csv, .g
                    )->pd.DataFrame: # image_id, patient_id, view, sex, age, report_labels, and 1.0/0.0/NaN for each of `NIH14`
     "NIH's label table, both versions; `attrs['ages_over_100']` counts the ages that were made unknown."
     file, text = Path(path).name, read_text(path)
-    head = next(csv.reader(io.StringIO(text, newline='')), [''])
+    head = next(_csv_lines(path), (1, ['']))[1]
     at = {_LABEL_NAMES[k]: i for i, c in reversed(list(enumerate(head))) if (k := _letters(c)) in _LABEL_NAMES}
     if not {'image_id', 'report_labels'} <= set(at):
         raise ValueError(f"{file} is not NIH's label table.\n  found:    {','.join(head)[:120]}\n"

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'RESERVED', 'image_stem', 'file_stems', 'split_of', 'source_folder', 'scan_images', 'locate_images',
-           'csv_table', 'number', 'fold', 'refuse', 'split_folders', 'write_sidecar', 'write_folder', 'png_head',
-           'hard_tables', 'Sidecar', 'read_sidecar', 'label_keys', 'folder_tables', 'same_tables']
+           'csv_table', 'number', 'fold', 'refuse', 'split_folders', 'write_sidecar', 'boxes_by_image', 'write_folder',
+           'png_head', 'hard_tables', 'Sidecar', 'read_sidecar', 'label_keys', 'folder_tables', 'same_tables']
 
-# %% ../nbs/00ga_sidecar.ipynb #320c4fab
+# %% ../nbs/00ga_sidecar.ipynb #726062ba
 import csv
 import hashlib
 import io
@@ -21,6 +21,7 @@ import struct
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -174,6 +175,13 @@ def write_sidecar(tables, folder, # where images.csv shall lie
     table.to_csv(Path(folder)/'images.csv', index=False, lineterminator='\n', encoding='utf-8')
     about = dict(classes=list(tables.classes), labels=tables.info['labels'], columns={c: kind(tables.images[c]) for c in extra})
     (Path(folder)/'dataset.json').write_text(json.dumps(about, ensure_ascii=False, indent=1)+'\n', encoding='utf-8')
+
+# %% ../nbs/00ga_sidecar.ipynb #a9c2fae1
+def boxes_by_image(tables)->dict: # image_id -> [(label, x1, y1, x2, y2, reader)]
+    "Boxes as plain rows: a table cut into 112,000 small ones takes minutes."
+    out = {}
+    for i, *row in tables.boxes[['image_id', 'label', 'x1', 'y1', 'x2', 'y2', 'reader']].itertuples(index=False, name=None): out.setdefault(i, []).append(row)
+    return out
 
 # %% ../nbs/00ga_sidecar.ipynb #7e5edc44
 def _put_images(tables, tmp, folder, images, sub, stems):
@@ -361,6 +369,22 @@ def _annotated(names, classes):
     if classes == 'own': return list(names)
     return [*names, *(p for c in class_map(classes) if c in names for p in c.split('/') if p not in names)]
 
+def _with_facts(im, source):
+    "What DICOM files say of themselves, where nothing else does: view, sex, age, millimetres a pixel, and a pseudonym of the patient."
+    at = [p.lower().endswith(('.dcm', '.dicom')) and os.path.isfile(p) for p in im.path]
+    if not any(at): return im
+    read, facts = import_module('cxr_nbdev.dicom').dicom_facts, [{}] * len(im)
+    for k in np.flatnonzero(at):
+        try: facts[k] = read(im.path.iloc[k])
+        except ValueError: continue  # a file that can't be read is named when its size is
+    for c in ('view', 'sex', 'age', 'pixel_spacing', 'patient_id'):
+        new = pd.Series([f.get(c) if c != 'patient_id' else f"{source}:{f['patient']}" if f.get('patient') else None for f in facts], im.index, dtype=object)
+        if new.notna().any(): im[c] = im[c].where(im[c].notna() & (im[c] != ''), new) if c in im else new
+    for c in {'age', 'pixel_spacing'} & set(im): im[c] = pd.to_numeric(im[c], errors='coerce')
+    for c in {'view', 'sex', 'patient_id'} & set(im): im[c] = im[c].fillna('')
+    return im
+
+# %% ../nbs/00ga_sidecar.ipynb #53f3ea92
 def folder_tables(source:str, root, # name of the format; its folder
                   images:pd.DataFrame, # image_id, ask (name and folders, as `locate_images` takes them), and what else the format has
                   boxes:pd.DataFrame, # image_id, label, x1, y1, x2, y2, reader
@@ -382,7 +406,7 @@ def folder_tables(source:str, root, # name of the format; its folder
     if odd := [n for n in names if not str(n).strip() or n in (*IMAGE_COLUMNS, *RESERVED)]: raise ValueError(f"`{file}`: a label can't be called {few(map(repr, odd))}")
     if (twice := images.image_id[images.image_id.duplicated()]).size: raise ValueError(f"`{file}` lists {few(twice.unique())} more than once")
     im = _merged(images, side)
-    im = im.assign(path=locate_images(folder or root, im.ask)).drop(columns='ask')
+    im = _with_facts(im.assign(path=locate_images(folder or root, im.ask)).drop(columns='ask'), source)
     im['patient_id'], says = _patients(im, source, ours or side is not None and side.ours, patients)
     im = _with_labels(im, [*zip(boxes.image_id, boxes.label), *pairs], names, side)
     annotates = _annotated(names, classes)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_voc', 'load_voc', 'write_voc']
 
-# %% ../nbs/00hb_voc.ipynb #da083eaf
+# %% ../nbs/00hb_voc.ipynb #e74b3684
 import math
 import posixpath
 import re
@@ -20,7 +20,7 @@ import pandas as pd
 
 from .data import Tables, few
 from .nih import image_size, read_text
-from .sidecar import folder_tables, image_stem, label_keys, locate_images, number, read_sidecar, refuse, same_tables, source_folder, split_folders, split_of, write_folder, write_sidecar
+from .sidecar import boxes_by_image, folder_tables, image_stem, label_keys, locate_images, number, read_sidecar, refuse, same_tables, source_folder, split_folders, split_of, write_folder, write_sidecar
 
 # %% ../nbs/00hb_voc.ipynb #2a49b30f
 def _parse(text, file):
@@ -158,18 +158,18 @@ def _xml(row, boxes, file):
     "One image's annotation."
     lines = ['<annotation>', f' <folder>{escape(posixpath.dirname(file))}</folder>', f' <filename>{escape(posixpath.basename(file))}</filename>',
              f' <size><width>{int(row.width)}</width><height>{int(row.height)}</height><depth>1</depth></size>', ' <segmented>0</segmented>']
-    for b in boxes.itertuples():
-        edges = "".join(f'<{k}>{_pixel(v, n)}</{k}>' for k, v, n in zip(('xmin', 'ymin', 'xmax', 'ymax'), (b.x1, b.y1, b.x2, b.y2), (1, 1, 0, 0)))
-        reader = f'<reader>{escape(str(b.reader))}</reader>' if b.reader else ''
-        lines.append(f' <object><name>{escape(b.label)}</name><pose>Unspecified</pose><truncated>0</truncated><difficult>0</difficult>{reader}<bndbox>{edges}</bndbox></object>')
+    for label, *box, by in boxes:
+        edges = "".join(f'<{k}>{_pixel(v, n)}</{k}>' for k, v, n in zip(('xmin', 'ymin', 'xmax', 'ymax'), box, (1, 1, 0, 0)))
+        reader = f'<reader>{escape(str(by))}</reader>' if by else ''
+        lines.append(f' <object><name>{escape(label)}</name><pose>Unspecified</pose><truncated>0</truncated><difficult>0</difficult>{reader}<bndbox>{edges}</bndbox></object>')
     return "\n".join([*lines, '</annotation>', ''])
 
 def _write_xml(tables, tmp, files, stems):
     "Annotations/, ImageSets/ and the sidecar."
-    by_image, parts = dict(iter(tables.boxes.groupby('image_id'))), split_folders(tables)
+    by_image, parts = boxes_by_image(tables), split_folders(tables)
     (tmp/'Annotations').mkdir(exist_ok=True)
     for row, file, stem in zip(tables.images.itertuples(), files, stems):
-        (tmp/'Annotations'/f'{stem}.xml').write_text(_xml(row, by_image.get(row.image_id, tables.boxes[:0]), file), encoding='utf-8')
+        (tmp/'Annotations'/f'{stem}.xml').write_text(_xml(row, by_image.get(row.image_id, []), file), encoding='utf-8')
     for p in filter(None, dict.fromkeys(parts)):
         (tmp/'ImageSets/Main').mkdir(parents=True, exist_ok=True)
         (tmp/'ImageSets/Main'/f'{p}.txt').write_text("".join(f'{s}\n' for s, q in zip(stems, parts) if q == p), encoding='utf-8')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_class_names', 'read_yolo', 'yolo_key', 'load_yolo', 'write_yolo']
 
-# %% ../nbs/00ha_yolo.ipynb #6d91f7be
+# %% ../nbs/00ha_yolo.ipynb #053931f0
 import math
 import re
 from decimal import Decimal, localcontext
@@ -17,7 +17,7 @@ import pandas as pd
 from .coco import load_json, save_text
 from .data import Tables, few
 from .nih import read_text
-from .sidecar import csv_table, folder_tables, image_stem, label_keys, number, read_sidecar, refuse, same_tables, scan_images, source_folder, split_folders, split_of, write_folder, write_sidecar
+from .sidecar import boxes_by_image, csv_table, folder_tables, image_stem, label_keys, number, read_sidecar, refuse, same_tables, scan_images, source_folder, split_folders, split_of, write_folder, write_sidecar
 
 # %% ../nbs/00ha_yolo.ipynb #9f6f20a3
 def read_class_names(
@@ -36,7 +36,7 @@ def read_class_names(
     try: d = yaml.safe_load(read_text(path)) or {}
     except (yaml.YAMLError, RecursionError, ValueError) as e: raise ValueError(f"{path.name} is not YAML: {e}") from None
     names = d.get('names') if isinstance(d, dict) else None
-    if not isinstance(names, (list, dict)): raise ValueError(f"{path.name} has no list `names`: expected a data.yaml as YOLO's training takes it")
+    if not isinstance(names, (list, dict)) or any(isinstance(o, (list, dict)) for o in (names.values() if isinstance(names, dict) else names)): raise ValueError(f"{path.name} has no list `names`: expected a data.yaml as YOLO's training takes it")
     try: return read_class_names(names)
     except ValueError as e: raise ValueError(f"{path.name}: {e}") from None
 
@@ -156,14 +156,14 @@ def _write_labels(tables, tmp, files, stems):
     "labels/, data.yaml and the sidecars."
     import yaml
     im, number = tables.images, {c: j for j, c in enumerate(tables.classes)}
-    parts, by_image, readers = split_folders(tables), dict(iter(tables.boxes.groupby('image_id'))), []
+    parts, by_image, readers = split_folders(tables), boxes_by_image(tables), []
     for i, w, h, stem, part in zip(im.image_id, im.width, im.height, stems, parts):
-        b = by_image.get(i, tables.boxes[:0])
-        text = "\n".join(f"{number[l]} {_shares(box, int(w), int(h))}" for l, box in zip(b.label, b[['x1', 'y1', 'x2', 'y2']].to_numpy()))
+        b = by_image.get(i, [])
+        text = "\n".join(f"{number[l]} {_shares(box, int(w), int(h))}" for l, *box, _ in b)
         to = tmp/'labels'/part/f'{stem}.txt'
         to.parent.mkdir(parents=True, exist_ok=True)
         to.write_text(text + "\n"*bool(text), encoding='utf-8')
-        readers += [(i, n, r) for n, r in enumerate(b.reader, 1) if r]
+        readers += [(i, n, r) for n, (*_, r) in enumerate(b, 1) if r]
     where = {p: f'images/{p}' for p in dict.fromkeys(parts) if p} or {'train': 'images'}
     save_text(tmp/'data.yaml', yaml.safe_dump({'path': '.', **where, 'names': dict(enumerate(tables.classes))}, allow_unicode=True, sort_keys=False).rstrip())
     write_sidecar(tables, tmp, files, [f'{p}/{s}' if p else s for p, s in zip(parts, stems)])

@@ -137,6 +137,16 @@ def test_nih_text(examples, home):
     examples(check, 25)
 
 
+def test_huge_fields(home):
+    "Python's csv module refuses a cell of 128 KB with an error of its own kind."
+    for read, header in ((read_nih_boxes, BOX_HEADER), (read_nih_labels, "Image Index,Finding Labels"), (read_boxes, "image_id,label,x1,y1,x2,y2")):
+        (home/"b.csv").write_text(f"{header}\n{'x'*200_000},Mass,1,2,3,4\n")
+        clear(lambda: read(home/"b.csv"), "b.csv")
+    assert clear(lambda: read_voc("<annotation>"+"<a>"*200_000, "a.xml"), "a.xml") is None
+    (home/"a.json").write_text("["*200_000)
+    assert clear(lambda: load_coco(home), "a.json") is None
+
+
 JSON = st.recursive(st.one_of(st.none(), st.booleans(), st.integers(-3, 300), st.floats(), st.just(10**400), st.text(max_size=4)),
                     lambda o: st.lists(o, max_size=4) | st.dictionaries(st.sampled_from(("id", "image_id", "category_id", "bbox", "file_name", "name", "width", "extra", "info")), o, max_size=4), max_leaves=8)
 
@@ -168,6 +178,8 @@ def test_damaged_folder(examples, home, name):
     tables = hard_tables(home/"hard")
     good = write(tables, home/name)
     files = [p for p in sorted(good.rglob("*")) if p.is_file() and p.suffix != ".png"]
+    rows = dict(yolo=lambda: sum(bool(o.split()) for f in (good/"labels").glob("*.txt") for o in read_text(f).splitlines()),
+                voc=lambda: sum(read_text(f).count("<object>") for f in (good/"Annotations").glob("*.xml")), csv=lambda: sum(len(read_boxes(good/"boxes.csv")[k]) for k in ("box", "bad")))
     @given(st.data())
     def check(data):
         f = data.draw(st.sampled_from(files))
@@ -175,7 +187,9 @@ def test_damaged_folder(examples, home, name):
         try:
             f.write_text(data.draw(damaged(old.decode())), encoding="utf-8")
             said = (f.name, f.stem, name, *tables.images.image_id)
-            for skip_bad in (False, True): clear(lambda: load(good, "own", skip_bad=skip_bad), *said)
+            clear(lambda: load(good, "own"), *said)
+            t = clear(lambda: load(good, "own", skip_bad=True), *said)
+            if t is not None and not t.info["skipped"] and name in rows: assert len(t.boxes)+sum(t.info["skipped_boxes"].values()) == rows[name]()
         finally: f.write_bytes(old)
     examples(check, 5)
     same_tables(load(good, "own"), tables)
@@ -223,4 +237,4 @@ def test_round_trips(examples, home):
             t = load(write(t, home/"out"/f"{k}", data.draw(st.sampled_from(("copy", "link", "none")))), "own")
             same_tables(t, first)
             assert data_hash(t) == data_hash(first)
-    examples(check, 4)
+    examples(check, 2)
