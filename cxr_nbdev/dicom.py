@@ -254,7 +254,7 @@ def _age(ds):
     "Years, from the age or from two dates; NaN where unknown or over 120, and 90 for all who are over 89"
     days = {'D': 365.25, 'W': 52.18, 'M': 12, 'Y': 1}
     dates = [re.match(r'(\d{4})(\d\d)(\d\d)', _text(ds, n)) for n in ('PatientBirthDate', 'StudyDate', 'AcquisitionDate')]
-    if m := re.fullmatch(r'(\d{1,3})([DWMY])', _text(ds, 'PatientAge').upper()): age = int(m[1])/days[m[2]]
+    if m := re.fullmatch(r'(\d{1,3})([DWMY]?)', _text(ds, 'PatientAge').upper()): age = int(m[1])/days[m[2] or 'Y'] # RSNA's files leave out the Y
     elif dates[0] and (then := dates[1] or dates[2]):
         (y, *born), (year, *day) = (list(map(int, o.groups())) for o in (dates[0], then))
         age = year - y - (day < born)

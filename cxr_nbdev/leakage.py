@@ -224,6 +224,7 @@ def _count(rows, a, b, column, unit):
     of = lambda s: rows[rows.source == s].drop_duplicates([unit, column])
     return len(of(a))-of(a)[column].nunique() if a == b else len(set(of(a)[column]) & set(of(b)[column]))
 
+# %% ../nbs/00k_leakage.ipynb #7f86ba7c
 def overlap_table(
     o:Overlap, # from `find_overlap`
 )->pd.DataFrame: # a row for each two sources, and for each source with itself

@@ -21,13 +21,13 @@ import struct
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from .data import IMAGE_COLUMNS, State, Tables, class_map, few, source_rules
+from .data import IMAGE_COLUMNS, State, Tables, few, source_rules
+from .dicom import dicom_facts
 from .files import check_space
 from .nih import patient_of, read_text
 from .sources import build_tables
@@ -364,18 +364,14 @@ def _with_labels(im, pairs, names, side):
         elif n not in im: out[n] = np.where(im.image_id.isin(seen.get(n, ())), 1., unknown)
     return im.assign(**out)
 
-def _annotated(names, classes):
-    "All labels of a source; a merged class that it has counts as its parts, too, where a map asks for the class."
-    if classes == 'own': return list(names)
-    return [*names, *(p for c in class_map(classes) if c in names for p in c.split('/') if p not in names)]
-
+# %% ../nbs/00ga_sidecar.ipynb #27893f2e
 def _with_facts(im, source):
     "What DICOM files say of themselves, where nothing else does: view, sex, age, millimetres a pixel, and a pseudonym of the patient."
     at = [p.lower().endswith(('.dcm', '.dicom')) and os.path.isfile(p) for p in im.path]
     if not any(at): return im
-    read, facts = import_module('cxr_nbdev.dicom').dicom_facts, [{}] * len(im)
+    facts = [{}]*len(im)
     for k in np.flatnonzero(at):
-        try: facts[k] = read(im.path.iloc[k])
+        try: facts[k] = dicom_facts(im.path.iloc[k])
         except ValueError: continue  # a file that can't be read is named when its size is
     for c in ('view', 'sex', 'age', 'pixel_spacing', 'patient_id'):
         new = pd.Series([f.get(c) if c != 'patient_id' else f"{source}:{f['patient']}" if f.get('patient') else None for f in facts], im.index, dtype=object)
@@ -409,9 +405,8 @@ def folder_tables(source:str, root, # name of the format; its folder
     im = _with_facts(im.assign(path=locate_images(folder or root, im.ask)).drop(columns='ask'), source)
     im['patient_id'], says = _patients(im, source, ours or side is not None and side.ours, patients)
     im = _with_labels(im, [*zip(boxes.image_id, boxes.label), *pairs], names, side)
-    annotates = _annotated(names, classes)
-    t = build_tables(source, im, boxes, classes, labels or (side.kind if side else 'boxes'), skip_bad, {**(info or {}), 'annotates': annotates, 'patients': says}, root)
-    for c, r in source_rules(classes, source, annotates).items():
+    t = build_tables(source, im, boxes, classes, labels or (side.kind if side else 'boxes'), skip_bad, {**(info or {}), 'annotates': list(names), 'patients': says}, root)
+    for c, r in source_rules(classes, source, list(names)).items():
         ids = {i for i, l in {*partly, *(side.partly if side else ())} if l in {*r.sure, c}}
         t.states.loc[t.states.index.isin(ids) & (t.states[c] == State.BOXED), c] = int(State.INCOMPLETE)
     for k, n in (skipped or {}).items(): t.info['skipped_boxes'][k] = t.info['skipped_boxes'].get(k, 0) + n
