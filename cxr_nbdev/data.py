@@ -404,7 +404,7 @@ def register_source(name:str, # lower-case letters, digits, - and _
 # %% ../nbs/00_data.ipynb #22a8527f
 def get_source(name:str)->callable: # the function that loads it
     "The function behind a source's name; an unknown name is a `ValueError` with near matches."
-    known = _sources()
+    known = SOURCES if name in SOURCES else _sources() # looking for plug-ins takes time
     if name not in known:
         raise ValueError(f"unknown source `{name}`{near(name, known) or '.'} Known: {few(sorted(known), 20)}. "
                          f"A new one is added with register_source('{name}', 'module:function').")

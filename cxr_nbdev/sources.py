@@ -160,7 +160,8 @@ def _check_images(load, root, t):
 # %% ../nbs/00bb_sources.ipynb #19dabba4
 def _check_tables_files(load, root, images):
     "Annotation files that are cut off, empty or not text: a clear error, or tables; never another exception."
-    for f in sorted(p for p in Path(root).rglob('*') if p.is_file() and str(p.resolve()) not in images):
+    files = sorted(p for p in Path(root).rglob('*') if p.is_file() and str(p.resolve()) not in images)
+    for f in {(p.parent, p.suffix if p.suffix in ('.txt', '.xml') else p.name): p for p in files}.values(): # of the many text files of one folder, one
         for damage in (lambda b: b[:len(b)*2//3], lambda b: b'', lambda b: b'\0\xff\x8b'*40):
             with tempfile.TemporaryDirectory() as d:
                 there = shutil.copytree(root, Path(d)/'elsewhere')

@@ -1,5 +1,6 @@
 """Two sources in one run: the README's line, what its record says, and the evaluation of what it made."""
 import json
+import re
 import shutil
 
 import pandas as pd
@@ -25,20 +26,24 @@ def chestxdet(small_set, tmp_path):
     return folder
 
 
-def test_mixture(start, small_set, chestxdet):
-    "What two sources share is trained on once, patients stay on one side, what a source never looked for is unknown, and the run can be evaluated."
+def test_mixture(runs, small_set, chestxdet):
+    "The parameters of the README's line: what two sources share is trained on once, patients stay on one side, and the run can be evaluated."
+    from cxr_nbdev.config import EvalConfig, parse_config
+    from cxr_nbdev.evaluate import eval_tables, load_subjects
+    from cxr_nbdev.train import train
     [line] = [o for o in COMMANDS if "runs/mixed.ipynb" in o]
-    line = line.replace("/path/to/nih", str(small_set)).replace("/path/to/chestxdet", str(chestxdet))
-    start(f"{line} -p epochs 1 -p image_size 64 -p architecture tf_efficientdet_lite0 -p num_workers 0 -p classes nih8")
-    run = start.folder/"runs/mixed"
+    values = dict(re.findall(r"-p (\w+) (\S+)", line.replace("/path/to/nih", str(small_set)).replace("/path/to/chestxdet", str(chestxdet))))
+    assert list(values) == ["data", "data_root"]
+    train(parse_config({**values, "run": "mixed", "epochs": 1, "image_size": 64, "num_workers": 0, "classes": "nih8", "accelerator": "cpu"}), show=lambda line: None)
+    run = runs/"mixed"
     config, split = json.loads((run/"config.json").read_text()), pd.read_csv(run/"split.csv")
     assert config["data_resolved"] == "nih+chestxdet" and config["overlap"] == "drop" and config["labels"] == "mixed"
     assert f"{SHARED_IMAGES} images of chestxdet" in config["data_says"]
     assert len(split) == 40+OWN_IMAGES and (split.groupby("patient").subset.nunique() == 1).all()
     assert set(split.image_id[split.image_id.str.startswith("9000")]) == {f"{90001+SHARED_IMAGES+i}.png" for i in range(OWN_IMAGES)}
-    start("papermill nbs/05_eval.ipynb runs/mixed_eval.ipynb -p run mixed -p n_boot 20")
-    result = json.loads((run/"eval.json").read_text())
-    assert result["n_val_images"] == (split.subset == "val").sum()
+    [subject] = load_subjects("mixed")
+    tables, subset, _ = eval_tables(EvalConfig(run="mixed"), subject)
+    assert subset == "val" and set(tables.images.image_id) == set(split.image_id[split.subset == "val"])
 
 
 def test_unknown_is_not_absent(chestxdet, small_set):
