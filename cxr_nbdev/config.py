@@ -144,8 +144,8 @@ RANGES = dict(anchor_scale=(0, 32), label_smoothing=(0, 0.5), nms_iou=(0, 1), sc
 # %% ../nbs/03g_config.ipynb #d9ad2d74
 def _value_problem(name, value, cls=TrainConfig):
     "What is wrong with this one value, or nothing."
-    from cxr_nbdev.data import CLASS_SETS, list_sources, near # late: pandas is slow to import, and --help needs none of it
-    choices = dict(CHOICES, classes=tuple(CLASS_SETS))
+    from cxr_nbdev.data import list_class_sets, list_sources, near # late: pandas is slow to import, and --help needs none of it
+    choices = dict(CHOICES, classes=(*list_class_sets(), *([value] if str(value).endswith((".yaml", ".yml")) else [])))
     if value == next(f.default for f in fields(cls) if f.name == name): return            # such as -1: as for the run
     if name in choices and value not in choices[name]:
         return f"`{name}` is {value!r}{near(str(value), choices[name]) or '.'} It can be: {', '.join(choices[name])}"
