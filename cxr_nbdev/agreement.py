@@ -88,10 +88,11 @@ def blind_overlaps(tables:Tables,
                   )->pd.DataFrame: # as `best_overlaps`, the reader is 'blind'; marked is False where the others had no box of the class
     "How well one fixed box a class does that was chosen on other patients"
     im, b = tables.images.set_index('image_id'), tables.boxes
+    boxed = tables.subset(b.image_id.unique())
     shares = b[CORNERS].to_numpy(float)/im.loc[b.image_id, ['width', 'height']*2].to_numpy(float)
-    iou, marked, parts = np.zeros(len(b)), np.zeros(len(b), bool), min(folds, im.patient_id.nunique())
-    for k in range(parts):
-        held = b.image_id.isin(split_patients(tables, folds=parts, fold=k, seed=seed).val).to_numpy()
+    iou, marked, parts = np.zeros(len(b)), np.zeros(len(b), bool), min(folds, boxed.images.patient_id.nunique())
+    for k in range(parts if parts > 1 else 0):
+        held = b.image_id.isin(split_patients(boxed, folds=parts, fold=k, seed=seed).val).to_numpy()
         for c in tables.classes:
             mine = (b.label == c).to_numpy()
             test, train = mine & held, mine & ~held

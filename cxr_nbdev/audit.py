@@ -82,7 +82,7 @@ class Audit:
         return '\n'.join([f"**{self.says()}**", '', '| severity | subject | what | number | share | what to do |', '|---|---|---|---:|---:|---|',
                           *map(cell, t[t.severity != 'fine'].itertuples()), '', *([f"Looked for and not found: {fine}."] if fine else [])])
 
-# %% ../nbs/01b_audit.ipynb #9cc5d437
+# %% ../nbs/01b_audit.ipynb #efd14775
 LIMITS = dict(years=30, # of one patient, between the youngest and the oldest film: more is two people or a typing error
               shape=1.5, # long side : short side of an image; more is not a chest film seen from the front
               side=1/16, # side of a box as a share of the image: less is smaller than half of the usual smallest anchor at 256 px
@@ -93,7 +93,8 @@ LIMITS = dict(years=30, # of one patient, between the youngest and the oldest fi
               blind=.5, # share of a class's boxes that a fixed box meets at IoU 0.5
               few=30, # patients with a box of a class: fewer give no number worth a decimal
               smd=.1, # standardised difference between groups that is still balanced
-              white=230, black=25, flat=12, # mean gray value above and below which a film is odd, and spread below which it is
+              white=210, dark=40, flat=15, # mean gray value above and below which a film is odd, and spread below which it is
+              black=.35, # share of black pixels from which a film is odd: turned and filled up, or hardly exposed
               iou=.5) # overlap at which two readers agree on a place
 
 # %% ../nbs/01b_audit.ipynb #89640cf6
@@ -126,9 +127,9 @@ def _files(t, pixels): # checks
     if not pixels or not on_disk.any(): return out
     here = replace(t, images=im[on_disk].reset_index(drop=True))
     g, forms = gray_stats(here), file_forms(here)
-    odd = (g['mean'] > LIMITS['white']) | (g['mean'] < LIMITS['black']) | (g.spread < LIMITS['flat'])
+    odd = (g['mean'] > LIMITS['white']) | (g['mean'] < LIMITS['dark']) | (g.spread < LIMITS['flat']) | (g.black > LIMITS['black'])
     strange = forms[(forms.kind != 'gray') | (forms.depth != 8)]
-    return out + [_check('files', 'images nearly white, black or flat', odd, 'warning', 'look at them; a contrast stretch does something wild here', ids=g.image_id),
+    return out + [_check('files', 'images nearly white, dark, flat, or with much black', odd, 'warning', 'look at them; a contrast stretch does something wild here', ids=g.image_id),
                   _check('files', 'images not stored as 8-bit gray PNG', strange.images.sum(), 'note', 'make sure that the reader takes the right channel and window', of=len(here), detail=few(strange.kind.unique()))]
 
 # %% ../nbs/01b_audit.ipynb #53f8a400
@@ -146,7 +147,7 @@ def _boxes(t): # checks
     mine = lambda what, hit, level, todo, **kw: _check('boxes', what, hit, level, todo, ids=t.boxes.image_id, **kw)
     n, right = b.groupby('label', observed=False).size(), (b.x > .5).groupby(b.label, observed=False).mean()
     sided = (n >= LIMITS['few']) & ((right-.5).abs() >= LIMITS['one_side']-.5)
-    blind = blind_overlaps(t) if t.images.patient_id.nunique() > 1 else best_overlaps(t)[:0]
+    blind = blind_overlaps(t)
     met = (blind.iou >= .5).groupby(blind.label).mean().reindex(t.classes)[(n >= LIMITS['few']).reindex(t.classes).to_numpy()]
     met = met[met >= LIMITS['blind']]
     small = b.side < LIMITS['side']
@@ -193,7 +194,7 @@ def _labels(t): # checks
             _check('labels', 'boxes against the label', against, 'warning', 'the box wins here; look at some of them', of=len(t.boxes)),
             _check('labels', 'boxes left out by the class map', left, 'note', 'these findings are background now: is that meant?', of=len(t.boxes)+left, detail=few([f'{c} {n:,}' for c, n in t.info.get('boxes_left_out', {}).items()], 6)),
             _check('labels', "labels that radiologists changed", sum(changes.values()), 'note', "the radiologists' word is used; how often the report was wrong is a measure of all other labels", of=sum(3*i['radiologists']['images'] for i in infos.values() if i.get('radiologists')) or None, detail=few([f'{k} {n}' for k, n in changes.items()], 6)),
-            _check('labels', 'no image without a finding', len(t) if not healthy.any() else 0, 'warning', 'false alarms on healthy people cannot be measured: add images without a finding', of=len(t))]
+            _check('labels', 'images of a set without healthy films', len(t) if not healthy.any() else 0, 'warning', 'false alarms on healthy people cannot be measured: add images without a finding', of=len(t))]
 
 # %% ../nbs/01b_audit.ipynb #c0e34cbe
 def _gaps(d): # rows of `differences` that are beyond the limit by more than noise, the largest first
@@ -222,6 +223,12 @@ def _balance(t, split): # checks
 def _sides(t, split): # 'train', 'val' or '' for each image
     return np.select([*group_images(t, split).values()], ['train', 'val'], '') if split is not None else np.full(len(t), '')
 
+def _disagree(t, group): # of images that are one: pairs of image and class on which the labels differ, and all pairs that can be compared
+    again = pd.Series(group).duplicated(keep=False).to_numpy()
+    said = t.images.loc[again, list(t.classes)].groupby(group[again]).agg(['nunique', 'count']).stack(0, future_stack=True) if again.any() else pd.DataFrame(dict(nunique=[], count=[]))
+    differ = said['nunique'] > 1
+    return differ.sum(), (said['count'] > 1).sum(), pd.Series(said.index[differ].get_level_values(-1), dtype=object)
+
 def _copies(t, split, pixels): # checks
     o = find_overlap(t, pixels='files' if pixels is True else None if pixels is False else pixels)
     table, side, rows = overlap_table(o), _sides(t, split), o.rows
@@ -230,11 +237,13 @@ def _copies(t, split, pixels): # checks
     todo = 'drop_overlap(tables) keeps one and gives the patients one id'
     both = lambda group: (pd.Series(side)[side != ''].groupby(group[side != '']).transform('nunique') > 1).reindex(range(len(t)), fill_value=False)
     across, person = both(rows.image), both(rows.person)
+    differ, comparable, classes = _disagree(t, rows.image.to_numpy())
     blank = o.info['blank'] if o.info['compared'] else len(t)
     out = [_check('copies', 'images in two sources', table['shared images'][~own].sum(), 'problem', todo, of=len(t), detail=pairs(~own, 'shared images')),
            _check('copies', 'patients in two sources', table['shared patients'][~own].sum(), 'warning', 'split the mixture as a whole, by patient', detail=pairs(~own, 'shared patients'), of=rows.person.nunique()),
            _check('copies', 'images that a source has twice', table['shared images'][own].sum(), 'warning', 'drop one, and see that the labels agree', of=len(t), detail=pairs(own, 'shared images')),
            _check('copies', 'patients with two ids', table['shared patients'][own].sum(), 'warning', todo, of=rows.person.nunique(), detail=pairs(own, 'shared patients')),
+           _check('copies', 'findings on which copies of an image disagree', differ, 'warning', 'two readers of one image: see readers, and decide whose word counts', of=int(comparable), detail=_by(classes, 8)),
            _check('copies', 'images whose pixels were not compared', blank, 'note', 'only names were: audit(pixels=True) reads the images', of=len(t))]
     if split is None: return out
     return out + [_check('copies', 'images on both sides of the split', across, 'problem', 'split again after drop_overlap: the score is not honest', ids=t.images.image_id),
