@@ -6,7 +6,7 @@
 __all__ = ['STATE_COLORS', 'PNG_KINDS', 'describe_tables', 'class_table', 'plot_class_counts', 'plot_counts_per',
            'plot_box_sizes', 'plot_box_aspect', 'box_heatmap', 'plot_heatmaps', 'cooccurrence', 'plot_cooccurrence',
            'plot_view', 'plot_people', 'file_forms', 'gray_stats', 'plot_gray', 'split_balance', 'plot_split_balance',
-           'group_images', 'differences', 'plot_differences', 'pick_examples', 'plot_examples', 'plot_all']
+           'pick_examples', 'plot_examples', 'plot_all']
 
 # %% ../nbs/01_eda.ipynb #550c3f56
 import struct
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
-from .data import State, Tables, few
+from .data import State, Tables
 from .dataset import read_image
 from .plot import class_colors, grid, show_boxes, show_image
 from .split import Split, split_patients
@@ -271,56 +271,6 @@ def plot_split_balance(t:Tables, split:Split, ax=None): # axes
     ax.invert_yaxis(); ax.grid(axis='y', visible=False); ax.set(xlabel='share of the boxes in validation, and their number')
     return ax
 
-# %% ../nbs/01_eda.ipynb #42d77981
-def group_images(t:Tables,
-                 by='source', # a column of `images`, or a `Split`
-                )->dict: # name -> (images,) bool, in order of appearance; images of no group are in none
-    "Which images belong to which group"
-    if isinstance(by, Split): return {side: t.images.image_id.isin(getattr(by, side)).to_numpy() for side in ('train', 'val')}
-    if by not in t.images: raise ValueError(f"images have no column `{by}`; expected a `Split` or one of: {few(t.images.columns, 30)}")
-    column = t.images[by].astype(object).where(t.images[by].notna(), '')
-    return {str(v): (column == v).to_numpy() for v in column.unique() if v != ''}
-
-def _quantities(t): # (images, Q) float, NaN where not known: what groups are compared in
-    im, b = t.images, _relative(t)
-    word = lambda col, value: (col == value).astype(float).where(col.notna() & (col != ''))
-    boxed = b.groupby('image_id').agg(n=('side', 'size'), side=('side', 'mean')).reindex(im.image_id).reset_index(drop=True)
-    return pd.DataFrame({'AP view': word(im['view'], 'AP'), 'women': word(im.sex, 'F'), 'age': im.age.astype(float),
-                         'boxes an image': boxed.n.fillna(0.), 'side of the boxes': boxed.side, **{c: im[c].astype(float) for c in t.classes}})
-
-# %% ../nbs/01_eda.ipynb #efd814e4
-def differences(t:Tables,
-                by='source', # a column of `images`, or a `Split`
-               )->pd.DataFrame: # one row a quantity and group: what, group, value, others, smd (capped at 3), noise (its standard error), patients
-    "How each group differs from all the others, in standard deviations; of two groups only the second is listed"
-    groups, q, rows = group_images(t, by), _quantities(t), []
-    if len(groups) < 2: return pd.DataFrame(columns=['what', 'group', 'value', 'others', 'smd', 'noise', 'patients'])
-    anyone = np.logical_or.reduce(list(groups.values()))
-    people = lambda known: t.images.patient_id[known].nunique()
-    for g, mine in list(groups.items())[len(groups) == 2:]:
-        for what, v in q.items():
-            a, b = (v[m & v.notna().to_numpy()] for m in (mine, anyone & ~mine))
-            if not len(a) or not len(b): continue
-            n = [people(x.index) for x in (a, b)]
-            gap, spread = a.mean()-b.mean(), np.sqrt((a.var(ddof=0)+b.var(ddof=0))/2)
-            smd = 0. if gap == 0 else np.clip(gap/max(spread, 1e-9), -3, 3)
-            rows.append((what, g, a.mean(), b.mean(), smd, np.sqrt(1/n[0]+1/n[1]), n[0]))
-    return pd.DataFrame(rows, columns=['what', 'group', 'value', 'others', 'smd', 'noise', 'patients'])
-
-def plot_differences(t:Tables, by='source', ax=None): # axes
-    "`differences`, with two standard errors on both sides; what is inside of the gray band is balanced"
-    d = differences(t, by)
-    ax = ax or plt.subplots(figsize=(6.4, max(2, .26*d.what.nunique()+.8)))[1]
-    if not len(d): _say(ax, 'only one group'); return ax
-    names = list(d.what.unique())
-    ax.axvspan(-.1, .1, color='.9'); ax.axvline(0, color='.5', lw=1)
-    for k, (g, own) in enumerate(d.groupby('group', sort=False)):
-        y = own.what.map(names.index) + .16*(k-(d.group.nunique()-1)/2)
-        ax.errorbar(own.smd, y, xerr=2*own.noise, fmt='o', ms=4, lw=1, label=g, color=f'C{k}')
-    ax.set(yticks=range(len(names)), yticklabels=names, xlabel='difference from the others, in standard deviations', xlim=(-3.1, 3.1) if d.smd.abs().max() > 1 else (-1.1, 1.1))
-    ax.invert_yaxis(); ax.legend(fontsize=8, loc='lower right')
-    return ax
-
 # %% ../nbs/01_eda.ipynb #82308b5b
 def pick_examples(t:Tables,
                   label:str, # a class
@@ -364,7 +314,6 @@ def plot_all(t:Tables,
     plots = dict(class_counts=plot_class_counts, counts_per=plot_counts_per, box_sizes=lambda t: plot_box_sizes(t, image_size),
                  box_aspect=plot_box_aspect, heatmaps=plot_heatmaps, cooccurrence=plot_cooccurrence, view=plot_view, people=plot_people)
     if t.images.patient_id.nunique() > 1: plots['split'] = lambda t: plot_split_balance(t, split_patients(t))
-    if t.images.source.nunique() > 1: plots['differences'] = plot_differences
     if pixels: plots |= dict(gray=lambda t: plot_gray(gray_stats(t, n_gray)), examples=plot_examples)
     figs = {}
     for name, plot in plots.items():
