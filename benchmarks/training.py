@@ -132,7 +132,8 @@ class Repeated(Dataset):
     "A data set that goes round `n` images; in each round as in an epoch of its own."
     def __init__(self, ds, n): self.ds, self.n = ds, n
     def __len__(self): return self.n
-    def __getitem__(self, at): return self.ds[at[0]+at[1]//len(self.ds), at[1] % len(self.ds)]
+    def __getitem__(self, at): return self.__getitems__([at])[0]
+    def __getitems__(self, at): return self.ds.__getitems__([(e+i//len(self.ds), i % len(self.ds)) for e, i in at])
 
 
 class Clock(Callback):
@@ -186,11 +187,11 @@ class Loader:
 VARIANTS = dict(effdet=Effdet, kept=EffdetKept, ours=Ours, pipeline=Pipeline, bound=Bound, loader=Loader)
 
 
-def work(pipe, make, case, threads):
+def work(pipe, make, case, threads, kind):
     "A process with one variant: `n` from the pipe runs n steps, None ends it; answers with seconds, at the end with the most memory it held, MiB."
     torch.set_num_threads(threads)
     try:
-        variant = make(Case(**case))
+        variant = make(kind(**case))
         while (n := pipe.recv()) is not None: pipe.send(variant.run(n))
         pipe.send(torch.cuda.max_memory_allocated()/2**20 if case["device"] == "cuda" else peak_mib())
     except BaseException as e: pipe.send(e)
@@ -206,13 +207,13 @@ def ask(pipe, n):
     return answer
 
 
-def in_turns(variants, case, rounds, n):
+def in_turns(variants, case, rounds, n, kind=Case):
     "(seconds of `n` steps: dict of name -> list, a value a round; peak memory: dict of name -> MiB). Every round goes through all variants."
     spawn, pipes, processes, out = multiprocessing.get_context("spawn"), {}, [], {k: [] for k in variants}
     try:
         for k, v in variants.items():
             pipes[k], theirs = spawn.Pipe()
-            processes.append(spawn.Process(target=work, args=(theirs, v, case, torch.get_num_threads())))
+            processes.append(spawn.Process(target=work, args=(theirs, v, case, torch.get_num_threads(), kind)))
             processes[-1].start()
             theirs.close()
         for _ in range(rounds):

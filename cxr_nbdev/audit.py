@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEVELS', 'LIMITS', 'Check', 'Audit', 'missing_boxes', 'audit', 'plot_audit']
 
-# %% ../nbs/01c_audit.ipynb #ad08ec86
+# %% ../nbs/01c_audit.ipynb #db237110
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
@@ -14,13 +14,14 @@ import numpy as np
 import pandas as pd
 
 from .agreement import best_overlaps, blind_overlaps
+from .balance import differences, group_images
 from .data import State, Tables, few
-from .eda import _known, _relative, _say, differences, file_forms, gray_stats, group_images
+from .eda import _known, _relative, _say, file_forms, gray_stats
 from .leakage import find_overlap, overlap_table
 from .readings import Readings
 from .split import Split
 
-# %% ../nbs/01c_audit.ipynb #e17b11ec
+# %% ../nbs/01c_audit.ipynb #b14f3d8c
 LEVELS = {'problem': '#d62728', 'warning': '#ff9600', 'note': '#4b78f0', 'fine': '#9a9a9a'}
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def _check(subject, what, hit, level, todo, of=None, detail='', ids=None):
     if mask.ndim == 0: return Check(subject, what, int(hit), of, level, todo, detail, tuple(() if ids is None else ids))
     return Check(subject, what, int(mask.sum()), len(mask) if of is None else of, level, todo, detail, () if ids is None else tuple(np.asarray(ids, object)[mask]))
 
-# %% ../nbs/01c_audit.ipynb #dd6f0002
+# %% ../nbs/01c_audit.ipynb #e4457cdd
 @dataclass(frozen=True, eq=False, repr=False)
 class Audit:
     "What was looked for and what was found"
@@ -82,7 +83,7 @@ class Audit:
         return '\n'.join([f"**{self.says()}**", '', '| severity | subject | what | number | share | what to do |', '|---|---|---|---:|---:|---|',
                           *map(cell, t[t.severity != 'fine'].itertuples()), '', *([f"Looked for and not found: {fine}."] if fine else [])])
 
-# %% ../nbs/01c_audit.ipynb #efd14775
+# %% ../nbs/01c_audit.ipynb #7b33de94
 LIMITS = dict(years=30, # of one patient, between the youngest and the oldest film: more is two people or a typing error
               shape=1.5, # long side : short side of an image; more is not a chest film seen from the front
               side=1/16, # side of a box as a share of the image: less is smaller than half of the usual smallest anchor at 256 px
@@ -97,7 +98,7 @@ LIMITS = dict(years=30, # of one patient, between the youngest and the oldest fi
               black=.35, # share of black pixels from which a film is odd: turned and filled up, or hardly exposed
               iou=.5) # overlap at which two readers agree on a place
 
-# %% ../nbs/01c_audit.ipynb #89640cf6
+# %% ../nbs/01c_audit.ipynb #cc7fc35f
 def _infos(t): return t.info.get('parts') or {t.info['source']: t.info}
 
 def _people(t): # checks
@@ -132,7 +133,7 @@ def _files(t, pixels): # checks
     return out + [_check('files', 'images nearly white, dark, flat, or with much black', odd, 'warning', 'look at them; a contrast stretch does something wild here', ids=g.image_id),
                   _check('files', 'images not stored as 8-bit gray PNG', strange.images.sum(), 'note', 'make sure that the reader takes the right channel and window', of=len(here), detail=few(strange.kind.unique()))]
 
-# %% ../nbs/01c_audit.ipynb #53f8a400
+# %% ../nbs/01c_audit.ipynb #4f68a7f1
 def _twice(boxes): # bool for each box: an earlier one of the same image, class and reader is the same
     key = ['image_id', 'label', 'reader']
     b = boxes.assign(row=np.arange(len(boxes)))
@@ -162,7 +163,7 @@ def _boxes(t): # checks
 def _by(labels, k=4): # 'Nodule 12, Mass 3'
     return few([f'{c} {n:,}' for c, n in labels.astype(str).value_counts().items()], k)
 
-# %% ../nbs/01c_audit.ipynb #398909bf
+# %% ../nbs/01c_audit.ipynb #629bcc2f
 def missing_boxes(t:Tables)->pd.DataFrame: # index class and 'all'; columns labelled, boxed, in part, no box, share, unknown, absent
     "Of the images that are labelled with each class, how many have a box"
     s, y = t.states.to_numpy(), t.images[list(t.classes)].to_numpy(float)
@@ -196,7 +197,7 @@ def _labels(t): # checks
             _check('labels', "labels that radiologists changed", sum(changes.values()), 'note', "the radiologists' word is used; how often the report was wrong is a measure of all other labels", of=sum(3*i['radiologists']['images'] for i in infos.values() if i.get('radiologists')) or None, detail=few([f'{k} {n}' for k, n in changes.items()], 6)),
             _check('labels', 'images of a set without healthy films', len(t) if not healthy.any() else 0, 'warning', 'false alarms on healthy people cannot be measured: add images without a finding', of=len(t))]
 
-# %% ../nbs/01c_audit.ipynb #c0e34cbe
+# %% ../nbs/01c_audit.ipynb #1abd46c3
 def _gaps(d): # rows of `differences` that are beyond the limit by more than noise, the largest first
     d = d[d.smd.abs()-2*d.noise > LIMITS['smd']]
     return d.reindex(d.smd.abs().sort_values(ascending=False, kind='stable').index)
@@ -219,7 +220,7 @@ def _balance(t, split): # checks
         if len(d): out.append(_check('balance', f'quantities in which {what} differ', len(g), 'warning', todo, of=len(d), detail=few([f'{r.what} {r.group} {r.smd:+.1f} sd' for r in g.itertuples()], 4)))
     return out
 
-# %% ../nbs/01c_audit.ipynb #51237de1
+# %% ../nbs/01c_audit.ipynb #efa4918d
 def _sides(t, split): # 'train', 'val' or '' for each image
     return np.select([*group_images(t, split).values()], ['train', 'val'], '') if split is not None else np.full(len(t), '')
 
@@ -249,7 +250,7 @@ def _copies(t, split, pixels): # checks
     return out + [_check('copies', 'images on both sides of the split', across, 'problem', 'split again after drop_overlap: the score is not honest', ids=t.images.image_id),
                   _check('copies', 'images of patients on both sides', person, 'problem', 'split by patient (split_patients): the score is not honest', ids=t.images.image_id)]
 
-# %% ../nbs/01c_audit.ipynb #76ec86ff
+# %% ../nbs/01c_audit.ipynb #3a9952ea
 def _readers(t, readings): # checks
     out = []
     for best, who in ((best_overlaps(t), 'readers of the tables'), (best_overlaps(t, readings) if readings is not None else None, 'second readers')):
@@ -260,7 +261,7 @@ def _readers(t, readings): # checks
                 _check('readers', f"boxes that {who} place elsewhere (IoU below {LIMITS['iou']})", (marked.iou < LIMITS['iou']).to_numpy(), 'warning', 'score at IoU 0.3 beside 0.5; no detector can be expected to reach 1', detail=_by(marked.label[marked.iou < LIMITS['iou']]), ids=marked.image_id)]
     return out
 
-# %% ../nbs/01c_audit.ipynb #8b6f5f01
+# %% ../nbs/01c_audit.ipynb #d8e69d39
 def audit(tables:Tables, # any source or mixture
           split:Split=None, # what you mean to train and validate on
           readings:Readings=None, # second readings of the same images

@@ -114,7 +114,7 @@ def _training_data(r):
     return _facts([("source", _say(c.get("data_resolved"))), ("terms", data_terms(c.get("data_resolved"))),
         ("images", f"{_count(r['result'], 'train')}; a patient is on one side of the split only"), ("labels", _labels(c)),
         ("hash of all data of the run", _say(c.get("data_hash"))), ("hash of the split", _say(c.get("manifest_hash"))),
-        ("left out as unreadable", _say(len(c["skipped"]) if "skipped" in c else None))])
+        ("left out as unreadable", _say(sum(c["skipped_counts"].values()) if "skipped_counts" in c else len(c["skipped"]) if "skipped" in c else None))])
 
 # %% ../nbs/05d_card.ipynb #41619a9d
 SUBSETS = {"val": "the run's own validation images", "unseen": "patients that were not in the training", "all": "all images, those of the training too"}

@@ -24,10 +24,11 @@ import pandas as pd
 from scipy.sparse import csr_array
 
 from .config import BEFORE, TrainConfig, notebook_config, parse_config
-from .data import State, Tables, data_hash, few, near, project_root, resolve_source
+from .data import State, Tables, data_hash, few, near, project_root, resolve_source, split_roots
 from .metrics import RECALLS, Matched, blind_floor, evaluate_detections, floor_predictions, image_calls, image_truth, match_all, mean_defined, ratio
 from .nih import find_images
 from .predfiles import image_key, read_coco_truth, read_predictions, write_coco_predictions, write_coco_truth
+from .rundata import known_root
 from .split import patient_hash
 from .stats import add_intervals, evaluate_floor, intervals, resample
 
@@ -527,10 +528,10 @@ def run_images(
     "The image files of a run, as far as they are still there."
     source = run.tables.info.get("source") or run.config.get("data_resolved") or "auto"
     root = run.result.get("data_root") or (run.config.get("data_root") if source == run.config.get("data_resolved", source) else "")
-    try: name, folder, _ = resolve_source(source, str(project_root()/root) if root else "")
+    try: name, folder, _ = resolve_source(source, known_root(root) or root)
     except (ValueError, FileNotFoundError) as e: return {}, f"The images of `{run.name}` are not to be found, so none are shown ({e})"
-    folder = folder or project_root()/"data"/name
-    found = {image_key(k): p for k, p in find_images(folder).items()} if Path(folder).is_dir() else {}
+    folders = [Path(d) for d in split_roots(folder or project_root()/"data"/name).values()]
+    found = {image_key(k): p for d in folders if d.is_dir() for k, p in find_images(d).items()}
     names = dict(zip(run.tables.images.image_id, run.tables.images.get("file_name", run.tables.images.image_id)))
     here = {i: found[image_key(names[i])] for i in ids if image_key(names[i]) in found}
     return here, "" if len(here) == len(ids) else f"{len(ids)-len(here)} of {len(ids)} images are gone from where `{run.name}` had them, and are not shown."

@@ -17,9 +17,12 @@ from fastcore.docments import docments
 class TrainConfig:
     "Everything that decides a training run."
     run:str = ""                # name of the run; empty: the output notebook's name, else a time stamp
-    data:str = "auto"           # auto, synthetic or nih; auto takes NIH images where they are configured
-    data_root:str = ""          # folder of the images; empty: $CXR_NIH_ROOT, data/nih or the generated ones
-    classes:str = "nih7"        # nih7 (Mass and Nodule merged) or nih8
+    data:str = "auto"           # a source, or several joined by +, such as nih+chestxdet; auto: nih where it is configured, else synthetic
+    data_root:str = ""          # its folder, or NAME=DIR+NAME=DIR; empty: $CXR_NIH_ROOT (by source), data/nih or the generated images
+    data_options:str = ""       # what else a source takes, joined by +, such as keep=all+vindr.readers=apart
+    only_xray:bool = False      # of several sources only nih, as the earlier pipeline's switch of that name
+    overlap:str = "drop"        # an image that two sources share: drop the later one's, refuse to train, or keep both
+    classes:str = "nih7"        # class map: nih7 (Mass and Nodule merged), nih8, vindr14, chestxdet13, or a YAML file
     architecture:str = "tf_efficientdet_lite0" # detector, see list_detectors()
     backbone:str = ""           # any timm features model; empty: the architecture's own
     pretrained:bool = False     # start from published weights (needs a network, once)
@@ -49,10 +52,14 @@ class TrainConfig:
     thaw_epoch:int = 0          # what is frozen trains after so many epochs; 0: never
     freeze_bn:bool = False      # batch norm keeps the numbers it came with; for pretrained weights and small batches
     accumulate:int = 1          # batches a step: the memory of one, the gradient of all
+    split:str = ""              # a manifest of folds (nih5, or a CSV file), or official (NIH's lists); empty: made from val_fraction, folds and seed
     val_fraction:float = 0.15   # share of the patients held out, when folds is 0
     folds:int = 0               # 0: one hold-out by val_fraction; k: k folds of patients
     fold:int = 0                # which of the folds is held out, from 0
-    augment:str = "none"        # policy, see list_policies(); cxr for longer trainings
+    negatives:float = -1.0      # images without a finding for each with a box, drawn anew every epoch; -1: all as they come
+    sampling:str = "uniform"    # of images with boxes: uniform, each once an epoch; class, rare classes more often; balanced, all classes alike
+    cache:str = "auto"          # folder of the cache of resized images; auto: in memory up to 1 GB, beyond it data/cache; none: in memory
+    augment:str = "none"        # policy, see list_policies(); light is fast, cxr for longer trainings
     freeze:str = ""             # stages not trained, joined by +: backbone, neck, heads
     resume:bool = False         # continue the run of this name where it was interrupted
     find_batch_size:bool = False # look first for the smallest batch size that is nearly the fastest, and use it
@@ -83,8 +90,9 @@ class EvalConfig:
     "Everything that decides an evaluation."
     run:str = ""                # the run to evaluate, or the folds of a cross-validation joined by +; empty, and no checkpoint: the latest one
     checkpoint:str = ""         # or a checkpoint file
-    data:str = ""               # empty: what the run was trained on; else auto, synthetic or nih
-    data_root:str = ""          # folder of the images; empty: as for the run
+    data:str = ""               # empty: what the run was trained on; else auto, a source, or several joined by +
+    data_root:str = ""          # its folder, or NAME=DIR+NAME=DIR; empty: as for the run
+    data_options:str = ""       # what else a source takes, joined by +, such as keep=all; empty: as for the run, on its own data
     subset:str = "auto"         # val (the run's own validation images), all, unseen; auto: val on the run's data, else unseen
     score_threshold:float = -1.0 # a finding counts as called from this score on; -1: as for the run
     nms:str = ""                # nms, soft_linear, soft_gaussian or wbf; empty: as for the run
@@ -97,6 +105,7 @@ class EvalConfig:
     n_boot:int = 2000           # resamples of the patients for the intervals
     batch_size:int = 8          # images at a time
     skip_bad:bool = False       # go on without missing or unreadable images, and count them
+    cache:str = "auto"          # folder of the cache of resized images; auto: in memory up to 1 GB, beyond it data/cache; none: in memory
     accelerator:str = "auto"    # auto, cpu, gpu or mps
     limit:int = 0               # use only so many images; 0: all
     seed:int = 42               # of the resamples
@@ -127,7 +136,7 @@ def read_value(value, # as it came from a notebook, a YAML file or a command lin
 
 # %% ../nbs/03g_config.ipynb #5884eba8
 CHOICES = dict(optimizer=("adamw", "adam", "sgd"), scheduler=("cosine", "plateau", "step", "onecycle", "none"),
-               precision=("32", "bf16", "16"), average=("none", "ema", "swa"),
+               precision=("32", "bf16", "16"), average=("none", "ema", "swa"), overlap=("drop", "refuse", "keep"), sampling=("uniform", "class", "balanced"),
                class_loss=("focal", "quality", "varifocal"), box_loss=("huber", "smooth_l1", "giou", "diou", "ciou"), matching=("iou", "atss"),
                anchors=("fixed", "fit"), class_weights=("none", "balanced"), unboxed=("ignore", "absent"), nms=("nms", "soft_linear", "soft_gaussian", "wbf"),
                monitor=("map_50", "map_30", "map", "val_loss"),
@@ -137,7 +146,7 @@ RANGES = dict(anchor_scale=(0, 32), label_smoothing=(0, 0.5), nms_iou=(0, 1), sc
               image_size=(32, 4096), epochs=(1, 100_000), batch_size=(1, 4096), lr=(1e-12, 10),
               weight_decay=(0, 10), clip_norm=(0, math.inf),
               ema_decay=(0, 0.999999), swa_start=(0, 1), warmup=(-1, 1e6), backbone_lr=(1e-6, 10), thaw_epoch=(0, math.inf), accumulate=(1, 4096),
-              val_fraction=(0.01, 0.9), folds=(0, 100), fold=(0, 99),
+              val_fraction=(0.01, 0.9), folds=(0, 100), fold=(0, 99), negatives=(-1, 1000),
               early_stop=(0, math.inf), num_workers=(-1, 256), limit=(0, math.inf), seed=(0, 2**31-1), n_boot=(10, 100_000),
               n_perm=(0, 100_000), pictures=(0, 1000))
 
@@ -149,8 +158,9 @@ def _value_problem(name, value, cls=TrainConfig):
     if value == next(f.default for f in fields(cls) if f.name == name): return            # such as -1: as for the run
     if name in choices and value not in choices[name]:
         return f"`{name}` is {value!r}{near(str(value), choices[name]) or '.'} It can be: {', '.join(choices[name])}"
-    if name == "data" and value and value not in (known := ("auto", *list_sources())):
-        return f"`data` is {value!r}{near(value, known) or '.'} It can be: {', '.join(known)}"
+    if name == "data" and value and (strange := [v for v in value.split("+") if v not in list_sources() and value != "auto"]):
+        return f"`data` is {value!r}{near(strange[0], ('auto', *list_sources())) or '.'} It can be: auto, {', '.join(list_sources())}, or several of these joined by +"
+    if name == "negatives" and -1 < value < 0: return f"`negatives` is {value:g}: a number of images from 0, or -1 for all as they come"
     if name in RANGES and not RANGES[name][0] <= value <= RANGES[name][1]:
         return f"`{name}` is {value}, it must lie from {RANGES[name][0]:g} to {RANGES[name][1]:g}"
     if name == "score_threshold" and not 0 <= value <= 1 and (cls is TrainConfig or value != -1):
@@ -162,10 +172,20 @@ def _value_problem(name, value, cls=TrainConfig):
 # %% ../nbs/03g_config.ipynb #b15ee86b
 def _joint_problems(v):
     "What is wrong between values that are each fine."
-    if v.get("folds") == 1: yield "`folds` is 1: one fold leaves nothing to train on; 0 is a hold-out, 2 or more are folds"
+    if v.get("split"): yield from _manifest_problems(v)
+    elif v.get("folds") == 1: yield "`folds` is 1: one fold leaves nothing to train on; 0 is a hold-out, 2 or more are folds"
     elif v.get("folds", 0) > 1 and v["fold"] >= v["folds"]: yield f"`fold` is {v['fold']}, with `folds` {v['folds']} it runs from 0 to {v['folds']-1}"
     elif v.get("folds") == 0 and v.get("fold", 0) > 0: yield f"`fold` is {v['fold']} but `folds` is 0 (a hold-out); give `folds` too"
     if "thaw_epoch" in v: yield from _schedule_problems(**{k: v[k] for k in ("average", "early_stop", "warmup", "backbone_lr", "freeze", "thaw_epoch", "epochs", "devices")})
+
+def _manifest_problems(v):
+    "The same where a manifest says who is in which fold."
+    if v["folds"]: yield f"`folds` is {v['folds']} and `split` is {v['split']}: the manifest says how many folds there are; leave `folds` out, and choose one with `fold`"
+    if v["split"] == "official" and v["fold"]: yield f"`fold` is {v['fold']}, but NIH's official lists have no folds; leave it out"
+    if v["split"] == "official" or "/" not in v["split"] and not v["split"].endswith(".csv"):
+        from cxr_nbdev.folds import list_folds
+        from cxr_nbdev.data import near
+        if v["split"] not in (known := ("official", *list_folds())): yield f"`split` is {v['split']!r}{near(v['split'], known) or '.'} It can be: {', '.join(known)}, or a CSV file"
 
 def _schedule_problems(average, early_stop, warmup, backbone_lr, freeze, thaw_epoch, epochs, devices):
     "The same for averaging, warm-up and freezing."

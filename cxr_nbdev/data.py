@@ -269,8 +269,8 @@ def source_rules(classes:str, # a class map, or 'own' for the source's own label
         named, words = isinstance(entry, dict) and source in entry, (*r.sure, *r.maybe)
         if annotates is not None and (strange := [w for w in words if w not in annotates]):
             if named: raise ValueError(f"class map `{classes}`: `{strange[0]}` is not a label of the source `{source}`{near(strange[0], annotates) or '.'} It annotates: {few(annotates, 20)}.")
-            r = Rule(tuple(w for w in r.sure if w in annotates), r.maybe)
-            if not r.sure and c not in annotates: r = Rule(otherwise=np.nan) # never annotated: not known
+            r = Rule(tuple(w for w in r.sure if w in annotates) or (c,)*(c in annotates), r.maybe)
+            if not r.sure: r = Rule(otherwise=np.nan) # never annotated: not known
         if twice := [w for w in r.sure if taken.setdefault(w, c) != c]: raise ValueError(f"class map `{classes}`: `{twice[0]}` of the source `{source}` is said to be {taken[twice[0]]} and {c}")
         out[c] = r
     return out

@@ -12,14 +12,17 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import repeat
+from math import prod
 from pathlib import Path
 import os, sys, zlib
 import cv2
 import numpy as np
 import pandas as pd
 import torch
+from fastcore.basics import patch
 from torch.utils.data import Dataset, Sampler
 from .data import State, Tables
+from .dicom import is_dicom, read_dicom
 
 # %% ../nbs/00e_dataset.ipynb #5be2b16c
 def image_complaint(
@@ -61,6 +64,7 @@ def decode_image(
     path, # its name, for the error
 )->np.ndarray: # (H, W) uint8
     "The image in these bytes as 8-bit gray, or a ValueError that names the file and what is wrong with it"
+    if is_dicom(data): return read_dicom(path, data=data)
     if why := image_complaint(data): raise ValueError(f'`{path}` {why}')
     im = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if im is None: raise ValueError(f'`{path}` is not an image that OpenCV can read (it starts with {data[:12]!r})')
@@ -68,7 +72,7 @@ def decode_image(
     except ValueError as e: raise ValueError(f'`{path}` {e}') from None
 
 def read_image(
-    path, # a PNG, JPEG, TIFF, BMP ... file; gray, RGB or RGBA; 8 or 16 bits
+    path, # a PNG, JPEG, TIFF, BMP ... file, gray, RGB or RGBA, 8 or 16 bits; or DICOM
 )->np.ndarray: # (H, W) uint8
     "The image of a file as 8-bit gray"
     return decode_image(read_file(path), path)
@@ -205,7 +209,7 @@ class BatchMemory:
     def __init__(self, most=4): self.most,self.held = most,[] # so many arrays are remembered
     def __reduce__(self): return BatchMemory, (self.most,) # each process has its own
     def __call__(self, *shape)->torch.Tensor: # uint8, not cleared
-        n = int(np.prod(shape))
+        n = prod(shape)
         for _ in range(len(self.held)):
             a = self.held.pop(0) # no other thread can take it now
             free = a.size==n and sys.getrefcount(a) <= 2 # `a` here and as an argument; a tensor or a view of it would be one more
@@ -253,32 +257,36 @@ class CXRDataset(Dataset):
         "The square image without augmentation; of `pixels` a view"
         return self.pixels[i] if self.pixels is not None else read_square(self.paths[i], self.image_size, *self.orig_sizes[i])
 
-    def _draw(self, out, epoch, i, again=0):
-        "Image `i` into `out` (S, S), augmented; its boxes and labels"
-        boxes,labels,f = self.boxes[i],self.labels[i],self.transform
-        if f is None: np.copyto(out, self.image(i)); return boxes, labels
-        seed = item_seed(self.seed, epoch, i, again)
-        if hasattr(f, 'into'): return f.into(out, self.image(i), boxes, labels, seed)
-        np.copyto(out, self.image(i))                                       # nobody can write into the cache
-        im,boxes,labels = f(out, boxes.copy(), labels.copy(), seed)
-        if im is not out: np.copyto(out, im)
-        return np.asarray(boxes, np.float32).reshape(-1,4), np.asarray(labels, np.int64).reshape(-1)
-
-    def __getitems__(self, at): # ints, or (epoch, int), or (epoch, int, repetition in this epoch)
-        n,S,names,patients = len(self), self.image_size, self.image_ids, self.patient_ids
-        pairs = [o if isinstance(o, (tuple,list)) else (0, o) for o in at]
-        rows = [o[1] for o in pairs]
-        if not -n <= min(rows) <= max(rows) < n: raise IndexError(f'item {next(i for i in rows if not -n <= i < n)} of {n}')
-        rows = [int(i) % n for i in rows]
-        images = self.memory(len(rows), 1, S, S)
-        boxes,labels = zip(*[self._draw(out, o[0], i, *o[2:]) for out,o,i in zip(images.numpy()[:,0], pairs, rows)])
-        cut = [*map(len, boxes)]
-        boxes,labels = (torch.split_with_sizes(torch.from_numpy(np.concatenate(o)), cut) for o in (boxes, labels))
-        facts = [torch.from_numpy(o[rows]).unbind() for o in (self.ignore, self.orig_sizes, self.to_orig)]
-        return Items(images, [dict(boxes=b, labels=l, ignore=g, orig_size=s, to_orig=a, image_id=names[i], patient_id=patients[i])
-                              for b,l,g,s,a,i in zip(boxes, labels, *facts, rows)])
-
     def __getitem__(self, i): return self.__getitems__([i])[0] # an int, or (epoch, int)
+
+# %% ../nbs/00e_dataset.ipynb #3d36594b
+@patch
+def _draw(self:CXRDataset, out, epoch, i, again=0):
+    "Image `i` into `out` (S, S), augmented; its boxes and labels"
+    boxes,labels,f,seed = self.boxes[i],self.labels[i],self.transform,item_seed(self.seed, epoch, i, again)
+    if hasattr(f, 'into'): return f.into(out, self.image(i), boxes, labels, seed)
+    np.copyto(out, self.image(i))                                       # nobody can write into the cache
+    im,boxes,labels = f(out, boxes.copy(), labels.copy(), seed)
+    if im is not out: np.copyto(out, im)
+    return np.asarray(boxes, np.float32).reshape(-1,4), np.asarray(labels, np.int64).reshape(-1)
+
+@patch
+def __getitems__(self:CXRDataset, at): # ints, or (epoch, int), or (epoch, int, repetition in this epoch)
+    n,S,names,patients = len(self), self.image_size, self.image_ids, self.patient_ids
+    pairs = [o if isinstance(o, (tuple,list)) else (0, o) for o in at]
+    rows = [o[1] for o in pairs]
+    if not -n <= min(rows) <= max(rows) < n: raise IndexError(f'item {next(i for i in rows if not -n <= i < n)} of {n}')
+    rows = [int(i) % n for i in rows]
+    images = self.memory(len(rows), 1, S, S)
+    if self.transform is None:
+        for out,i in zip(images.numpy()[:,0], rows): np.copyto(out, self.image(i))
+        boxes,labels = [self.boxes[i] for i in rows], [self.labels[i] for i in rows]
+    else: boxes,labels = zip(*[self._draw(out, o[0], i, *o[2:]) for out,o,i in zip(images.numpy()[:,0], pairs, rows)])
+    cut = [*map(len, boxes)]
+    boxes,labels = (torch.split_with_sizes(torch.from_numpy(np.concatenate(o)), cut) for o in (boxes, labels))
+    facts = [torch.from_numpy(o[rows]).unbind() for o in (self.ignore, self.orig_sizes, self.to_orig)]
+    return Items(images, [dict(boxes=b, labels=l, ignore=g, orig_size=s, to_orig=a, image_id=names[i], patient_id=patients[i])
+                          for b,l,g,s,a,i in zip(boxes, labels, *facts, rows)])
 
 # %% ../nbs/00e_dataset.ipynb #353d4775
 def collate(

@@ -15,18 +15,20 @@ from pathlib import Path
 import pandas as pd
 
 from .config import EvalConfig, notebook_config
-from .data import CLASS_SETS, Tables, class_set, data_hash, load_tables, near, project_root, resolve_source
-from .dataset import CXRDataset, load_pixels
+from .data import CLASS_SETS, Tables, class_map, data_hash, list_class_sets, load_tables, near, resolve_source
+from .dataset import CXRDataset
 from .files import atomic_write
 from .fullreport import build_report, report_page, save_report
+from .leakage import drop_overlap
 from .metrics import floor_predictions
 from .model import load_detector, read_checkpoint
 from .module import predict_dataset
 from .postprocess import SETTINGS
 from .readings import find_readings, load_readings
+from .rundata import LABELS, get_pixels, known_root, read_options, recorded_skips
 from .run import list_runs, local_path, read_json, runs_dir, versions, write_json
 from .split import limit_tables, patient_hash
-from .train import LABELS, check_device, device_name
+from .train import check_device, device_name
 
 # %% ../nbs/05_eval.ipynb #f4ce6055
 def find_checkpoint(run="", checkpoint=""): # (checkpoint file, name of its run or '')
@@ -68,11 +70,15 @@ def load_subjects(run="", checkpoint=""): # list of Subject
     return found
 
 def checkpoint_class_set(subject:Subject)->str:
-    "The class set whose names, in their order, are those of the detector."
-    has = tuple(subject.detector.classes)
-    for name in CLASS_SETS:
-        if tuple(class_set(name)) == has: return name
-    raise ValueError(f"the classes of {subject.path} are {', '.join(has)}; no class set here has them: " + "; ".join(f"{n}: {', '.join(class_set(n))}" for n in CLASS_SETS))
+    "The class map whose names, in their order, are those of the detector: the one that it was trained with, which its checkpoint holds, else one that goes by a name."
+    has, name, own = tuple(subject.detector.classes), subject.facts.get("class_set"), subject.facts.get("class_map")
+    if own and tuple(own) == has:
+        if name not in list_class_sets() or class_map(name) != own: CLASS_SETS[name] = own
+        return name
+    maps = {n: tuple(class_map(n)) for n in list_class_sets()}
+    for n in maps:
+        if maps[n] == has: return n
+    raise ValueError(f"the classes of {subject.path} are {', '.join(has)}; no class map here has them: " + "; ".join(f"{n}: {', '.join(c)}" for n, c in maps.items()))
 
 # %% ../nbs/05_eval.ipynb #a51c0de7
 def change_postprocess(subjects, cfg:EvalConfig)->str: # list of Subject; part of a file's name, such as 'soft_linear', empty where nothing is asked for
@@ -96,9 +102,10 @@ def eval_tables(cfg:EvalConfig, subject:Subject, *more): # (Tables, which subset
     rec = read_json(subject.folder/"config.json") if subject.run else {}
     data, root = cfg.data or rec.get("data_resolved") or subject.facts.get("source") or "auto", cfg.data_root
     own = bool(rec) and data in ("", rec["data_resolved"]) and not (cfg.data and cfg.data_root)
-    if not root and own and rec.get("data_root") and (project_root()/rec["data_root"]).is_dir(): root = str(project_root()/rec["data_root"])
+    if not root and own: root = known_root(rec.get("data_root"))
     source, root, says = resolve_source(data, root)
-    t = load_tables(source, root, checkpoint_class_set(subject), cfg.skip_bad)
+    t = load_tables(source, root, checkpoint_class_set(subject), cfg.skip_bad, **read_options(cfg.data_options or (rec.get("data_options", "") if own else "")))
+    if "+" in source: t, shared, _ = drop_overlap(t, how=rec.get("overlap", "drop")); says += f" {shared[0].upper()}{shared[1:]}."
     subset = cfg.subset if cfg.subset != "auto" else "val" if own else "unseen"
     t = choose_subset(t, subset, subject, *more)
     return (limit_tables(t, cfg.limit, cfg.seed) if cfg.limit else t), subset, says
@@ -147,11 +154,11 @@ class Answers:
     n_seen: int = 0     # patients that were in the training
     folds: object = 5   # the run of each image where several are pooled
 
-def predict(subject:Subject, tables:Tables, batch_size=8, device="cpu", skip_bad=False)->Answers:
+def predict(subject:Subject, tables:Tables, batch_size=8, device="cpu", skip_bad=False, cache="auto")->Answers:
     "A detector's predictions for the images of `tables`."
     det = subject.detector
     if tuple(det.classes) != tuple(tables.classes): raise ValueError(f"the detector knows {', '.join(det.classes)}; the images are labelled with {', '.join(tables.classes)}")
-    pixels, tables = load_pixels(tables, det.image_size, skip_bad)
+    pixels, tables = get_pixels(tables, det.image_size, cache, skip_bad)
     t0 = time.perf_counter()
     preds = predict_dataset(det, CXRDataset(tables, det.image_size, pixels=pixels), batch_size, device)
     return Answers(preds, tables, floor_predictions(subject.facts.get("blind_floor", {}), tables), time.perf_counter()-t0,
@@ -180,7 +187,7 @@ def evaluate_answers(a:Answers, score_threshold=0.3, n_boot=2000, seed=42, **ask
     r = build_report(a.preds, t, a.floor, threshold=score_threshold, n_boot=n_boot, seed=seed, folds=a.folds, readings=readings, **asked)
     r.blocks["warnings"] += problem
     m = dict(r.blocks, n_val_images=len(t), n_val_patients=int(t.images.patient_id.nunique()), report_seconds=sum(r.seconds.values()), score_threshold=score_threshold,
-             class_names=t.classes, labels=t.info["labels"], data_resolved=t.info["source"], data_hash=data_hash(t), skipped=t.info.get("skipped", {}), versions=versions())
+             class_names=t.classes, labels=t.info["labels"], data_resolved=t.info["source"], data_hash=data_hash(t), **recorded_skips(t.info), versions=versions())
     return m, r
 
 def evaluate(subject:Subject, a:Answers, score_threshold=None, # None: the one of the training

@@ -7,12 +7,11 @@ __all__ = ['rule_fold', 'Folds', 'write_folds', 'list_folds', 'read_folds', 'fol
 
 # %% ../nbs/00da_folds.ipynb #2d1fd717
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 import csv, hashlib, io, json, os
 import numpy as np
 import pandas as pd
-from .data import Tables, few, near
+from .data import Tables, few, near, shipped_file
 from .split import Split, _patients, check_no_leak, manifest_hash, patient_hash, stratify
 
 # %% ../nbs/00da_folds.ipynb #79a777d9
@@ -117,11 +116,9 @@ def _parse_manifest(text, name):
     except ValueError as e: raise ValueError(f'{name} is not a manifest of folds: {e}') from e
 
 # %% ../nbs/00da_folds.ipynb #debfaed7
-def _shipped(): return resources.files('cxr_nbdev')/'folds'
-
 def list_folds()->list: # names, sorted
     "The manifests that come with the library"
-    return sorted(p.name.removesuffix('.csv') for p in _shipped().iterdir() if p.name.endswith('.csv')) if _shipped().is_dir() else []
+    return sorted(p.stem for p in shipped_file('folds').glob('*.csv'))
 
 def read_folds(
     name_or_path='nih5', # a name from `list_folds`, or a file
@@ -131,14 +128,13 @@ def read_folds(
     if path.suffix != '.csv':
         if str(name_or_path) not in list_folds():
             raise ValueError(f"there are no folds `{name_or_path}`{near(name_or_path, list_folds()) or '.'} Known: {few(list_folds(), 9)}; or give the path of a .csv that write_folds made")
-        path = _shipped()/f'{name_or_path}.csv'
+        path = shipped_file('folds', f'{name_or_path}.csv')
     if not path.is_file(): raise FileNotFoundError(f'there is no file of folds `{name_or_path}`: write_folds makes one')
     try: text = path.read_bytes().decode()
     except UnicodeDecodeError as e: raise ValueError(f'{path.name} is not a manifest of folds: it is no text ({e})') from e
     settings, table, sha = _parse_manifest(text, path.name)
-    name = path.name.removesuffix('.csv')
-    _check_manifest(name, settings, table)
-    return Folds(name, table, settings, sha)
+    _check_manifest(path.stem, settings, table)
+    return Folds(path.stem, table, settings, sha)
 
 # %% ../nbs/00da_folds.ipynb #4e757741
 def fold_of_images(

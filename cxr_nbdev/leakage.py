@@ -177,6 +177,7 @@ def _groups(n, i, j):
     i, j = np.asarray(i, int), np.asarray(j, int)
     return connected_components(coo_matrix((np.ones(len(i)), (i, j)), shape=(n, n)), directed=False)[1]
 
+# %% ../nbs/00k_leakage.ipynb #98d09ff8
 @dataclass(frozen=True, eq=False, repr=False)
 class Overlap:
     "Which images are one image, and which patients one patient"
@@ -223,6 +224,7 @@ def _count(rows, a, b, column, unit):
     of = lambda s: rows[rows.source == s].drop_duplicates([unit, column])
     return len(of(a))-of(a)[column].nunique() if a == b else len(set(of(a)[column]) & set(of(b)[column]))
 
+# %% ../nbs/00k_leakage.ipynb #7f86ba7c
 def overlap_table(
     o:Overlap, # from `find_overlap`
 )->pd.DataFrame: # a row for each two sources, and for each source with itself

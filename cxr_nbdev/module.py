@@ -35,27 +35,28 @@ class DetectionData(pl.LightningDataModule):
     "Training and validation images in batches."
     def __init__(self, train:CXRDataset, val:CXRDataset, # datasets of the two sides of a patient split
                  batch_size=8, num_workers=0, seed=42,
-                 gpu=None # is it a GPU that trains? None: if there is one
+                 gpu=None, # is it a GPU that trains? None: if there is one
+                 sampler=None # of the training images; None: each once an epoch
                 ):
         super().__init__()
         self.train, self.val, self.batch_size, self.num_workers, self.seed = train, val, batch_size, num_workers, seed
+        self.sampler = EpochSampler(len(train), seed) if sampler is None else sampler
         self.gpu = torch.cuda.is_available() if gpu is None else gpu
         self.first_epoch = 0                # a run that goes on sets it: workers ask for their first images before Lightning tells the epoch
 
-    def _loader(self, ds, n, shuffle, **share): # n: images a step of this process; share: of RankSampler
+    def _loader(self, ds, n, sampler, **share): # n: images a step of this process; share: of RankSampler
         rank, size = world()
         if len(ds) < size: raise ValueError(f"{len(ds)} images for {size} devices: each needs at least one; take fewer devices")
         workers = loader_workers(self.num_workers, max(1, size//n_nodes()), self.gpu)
-        sampler = EpochSampler(len(ds), self.seed, shuffle)
         sampler.set_epoch(self.first_epoch)
         return DataLoader(ds, n, sampler=RankSampler(sampler, rank, size, **share), collate_fn=collate, num_workers=workers,
                           persistent_workers=workers > 0, pin_memory=self.gpu, generator=torch.Generator().manual_seed(self.seed))
 
     def train_dataloader(self):
-        return self._loader(self.train, rank_batch(self.batch_size, world()[1]), True, whole=self.batch_size if len(self.train) > self.batch_size else 0)
+        return self._loader(self.train, rank_batch(self.batch_size, world()[1]), self.sampler, whole=self.batch_size if len(self.sampler) > self.batch_size else 0)
     def val_dataloader(self):
         n = max(1, min(self.batch_size, len(self.val)//world()[1]))
-        return self._loader(self.val, n, False, block=n)
+        return self._loader(self.val, n, EpochSampler(len(self.val), self.seed, False), block=n)
 
 # %% ../nbs/03f_module.ipynb #f2466a14
 class DetectionModule(pl.LightningModule):

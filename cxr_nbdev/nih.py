@@ -24,6 +24,7 @@ import pandas as pd
 from PIL import Image
 
 from .data import BOX_TOLERANCE, NIH8, Tables, few, map_classes, near, nih_xywh_to_xyxy
+from .dicom import DicomError, dicom_size, is_dicom
 
 # %% ../nbs/00b_nih.ipynb #6e419964
 def read_text(path)->str:
@@ -87,20 +88,26 @@ def _box_row(cells, frame):
     w, h = min(x+w, frame)-x1, min(y+h, frame)-y1
     return ((name, label, x1, y1, w, h), "") if min(w, h) > 0 else (None, "the box lies outside the frame")
 
+def _csv_lines(path):
+    "Line number and cells of each line of a CSV."
+    reader = csv.reader(io.StringIO(read_text(path), newline=''))
+    try: yield from ((reader.line_num, r) for r in reader)
+    except csv.Error as e: raise ValueError(f"{Path(path).name}, line {reader.line_num}, can't be read: {e}") from None
+
 def read_nih_boxes(path, # BBox_List_2017.csv or a copy of it, .gz or not
                    frame:int=1024, # side of the square that the boxes were drawn in
                   )->pd.DataFrame: # image_id, label, x, y, w, h (pixels of the frame), in the file's order
     "NIH's box list; harmless variants are understood, all wrong lines are named in one `ValueError`."
     file, rows, bad, seen = Path(path).name, [], [], {}
-    reader = csv.reader(io.StringIO(read_text(path), newline=''))
-    skip = _box_header(next((r for r in reader if r), ['']), file)
-    for cells in reader:
+    lines = _csv_lines(path)
+    skip = _box_header(next((r for _, r in lines if r), ['']), file)
+    for at, cells in lines:
         cells = [c.strip() for c in cells[skip:]]
         if not any(cells): continue  # a blank line
         row, problem = _box_row(cells, frame)
         if row and row in seen: problem = f"repeats line {seen[row]}"
-        if problem: bad.append(f"line {reader.line_num}: {problem}")
-        else: rows.append(row); seen[row] = reader.line_num
+        if problem: bad.append(f"line {at}: {problem}")
+        else: rows.append(row); seen[row] = at
     if bad: raise ValueError(f"{file} has {len(bad)} wrong line{'s'*(len(bad) > 1)}; correct them, or take NIH's own file again:\n  " +
                              "\n  ".join(bad[:8]) + (f"\n  ... and {len(bad)-8} more" if len(bad) > 8 else ""))
     if not rows: raise ValueError(f"{file} has a header and no boxes")
@@ -138,7 +145,7 @@ def read_nih_labels(path, # Data_Entry_2017.csv or Data_Entry_2017_v2020.csv, .g
                    )->pd.DataFrame: # image_id, patient_id, view, sex, age, report_labels, and 1.0/0.0/NaN for each of `NIH14`
     "NIH's label table, both versions; `attrs['ages_over_100']` counts the ages that were made unknown."
     file, text = Path(path).name, read_text(path)
-    head = next(csv.reader(io.StringIO(text, newline='')), [''])
+    head = next(_csv_lines(path), (1, ['']))[1]
     at = {_LABEL_NAMES[k]: i for i, c in reversed(list(enumerate(head))) if (k := _letters(c)) in _LABEL_NAMES}
     if not {'image_id', 'report_labels'} <= set(at):
         raise ValueError(f"{file} is not NIH's label table.\n  found:    {','.join(head)[:120]}\n"
@@ -174,14 +181,22 @@ def nih_file(root, # the folder
     hits = [p for p in Path(root).iterdir() if re.fullmatch(_FILES[kind], p.name, re.I) and p.is_file()]
     return min(hits, key=lambda p: ('v2020' not in p.name, len(p.name), p.name), default=None)
 
+def _is_image(entry):
+    "Told by the name; a file without a suffix, as many archives write them, by whether its first bytes are DICOM's"
+    suffix = os.path.splitext(entry.name)[1].lower()
+    if entry.name.startswith('.') or entry.name == 'DICOMDIR': return False
+    if suffix in ('.png', '.jpg', '.jpeg', '.dcm', '.dicom'): return True
+    if suffix and not suffix[1:].isdigit() or not entry.is_file(): return False
+    with open(entry.path, 'rb') as f: return is_dicom(f.read(132))
+
 def find_images(folder)->dict: # file name -> path
     "Images in a folder, in its images, images_001, ..., and in the `images` inside of each; of two with one name the first counts."
     tops = [folder, *sorted(e.path for e in os.scandir(folder) if re.fullmatch(r'images(_?\d+)?', e.name, re.I) and e.is_dir())]
     found = {}
-    for top in [d for t in tops for d in (t, os.path.join(t, 'images'))]:
+    for top in dict.fromkeys(d for t in tops for d in (t, os.path.join(t, 'images'))):
         if not os.path.isdir(top): continue
         for e in os.scandir(top):
-            if e.name.lower().endswith(('.png', '.jpg', '.jpeg')) and not e.name.startswith('.'): found.setdefault(e.name, e.path)
+            if _is_image(e): found.setdefault(e.name, e.path)
     return found
 
 def _on_disk(names, found):
@@ -196,10 +211,12 @@ def _on_disk(names, found):
 def image_size(path)->tuple: # width, height
     "Size from a file's header; what is not an image is a `ValueError`."
     try:
-        with open(path, 'rb') as f: head = f.read(24)
-        if head[:8] == b'\x89PNG\r\n\x1a\n' and head[12:16] == b'IHDR' and len(head) == 24: size = struct.unpack('>II', head[16:])
+        with open(path, 'rb') as f: head = f.read(132)
+        if head[:8] == b'\x89PNG\r\n\x1a\n' and head[12:16] == b'IHDR' and len(head) >= 24: size = struct.unpack('>II', head[16:24])
+        elif is_dicom(head): size = dicom_size(path)
         else:
             with Image.open(path) as im: size = im.size
+    except DicomError as e: raise DicomError(f"{os.path.basename(path)} {str(e).removeprefix(f'`{path}` ')}") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
         what = "is empty" if os.path.exists(path) and not os.path.getsize(path) else "is not an image that can be read"
         raise ValueError(f"{os.path.basename(path)} {what}") from e
@@ -213,7 +230,7 @@ def image_sizes(paths:dict, # name -> file
         try: return item[0], image_size(item[1]), ''
         except ValueError as e: return item[0], None, str(e)
     with ThreadPoolExecutor(8) as pool: done = list(pool.map(one, paths.items()))
-    return {n: s for n, s, p in done if s}, {n: p.split(' ', 1)[1] for n, s, p in done if not s}
+    return {n: s for n, s, p in done if s}, {n: p.removeprefix(f'{os.path.basename(paths[n])} ') for n, s, p in done if not s}
 
 # %% ../nbs/00b_nih.ipynb #ad1a6bbe
 def _pick_images(folder, names, found, skip_bad):
@@ -265,7 +282,7 @@ def load_image_folder(image_folder, # holds the images, or images/, images_001/i
     boxes = read_nih_boxes(annotations_file, frame)
     table = read_nih_labels(label_table) if isinstance(label_table, (str, Path)) else label_table
     found = find_images(folder)
-    if not found: raise FileNotFoundError(f"no PNG or JPEG images in `{image_folder}` (looked in it, in images/ and in images_001/images/ ...)")
+    if not found: raise FileNotFoundError(f"no PNG, JPEG or DICOM images in `{image_folder}` (looked in it, in images/ and in images_001/images/ ...)")
     names = _image_names(boxes.image_id, found, set() if table is None else set(table.image_id), keep)
     paths, sizes, skipped = _pick_images(image_folder, names, found, skip_bad)
     ids = [n for n in names if n in sizes]
@@ -294,8 +311,9 @@ def read_radiologists(path, # Google's labels of 2019, .gz or not
                      )->pd.DataFrame: # image_id, and 1.0 or 0.0 for each of `GOOGLE4`
     "What adjudicating radiologists said of NIH's images (Majkowska et al., 2020)."
     file = Path(path).name
-    try: df = pd.read_csv(io.StringIO(read_text(path)), dtype=str, keep_default_na=False, index_col=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as e: raise ValueError(f"{file} cannot be read: {e}") from e
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=''), restkey='more', restval='')
+    try: df = pd.DataFrame([r for r in reader if any(r.values())], columns=reader.fieldnames, dtype=str)
+    except (csv.Error, ValueError) as e: raise ValueError(f"{file} cannot be read as a table: {e}") from e
     if missing := [c for c in ('Image Index', *GOOGLE4) if c not in df]: raise ValueError(f"{file} lacks the columns {few(missing)}: expected Google's labels of NIH's images, with Image Index,...,{','.join(GOOGLE4)}")
     said = df[list(GOOGLE4)].apply(lambda c: c.astype(str).str.strip().str.upper())
     if (bad := df.index[~said.isin(['YES', 'NO']).all(axis=1)]).size: raise ValueError(f"{file}, line {bad[0]+2}: expected YES or NO for each of {few(GOOGLE4)}; {len(bad)} such lines")
@@ -309,12 +327,11 @@ def use_radiologists(table:pd.DataFrame, # from `read_nih_labels`
                      boxes:pd.DataFrame, # image_id and label: what is boxed stays as it is
                     )->tuple: # the table with their answers; every answer: image_id, label, change
     "Let radiologists outweigh the report, and boxes outweigh both."
-    at = pd.Index(said.image_id).get_indexer(table.image_id)
-    asked, boxed, out, changes = at >= 0, set(zip(boxes.image_id, boxes.label)), table.copy(), []
-    answer = {c: np.where(asked, said[c].to_numpy()[at], np.nan) for c in ('Pneumothorax', 'Nodule or mass')}
+    answer = {c: said.set_index('image_id')[c].reindex(table.image_id).to_numpy(float) for c in ('Pneumothorax', 'Nodule or mass')}
+    asked, boxed, out, changes = ~np.isnan(answer['Pneumothorax']), set(zip(boxes.image_id, boxes.label)), table.copy(), []
     neither = (table[['Nodule', 'Mass']] != 1).all(axis=1).to_numpy()
     for label, a in (('Pneumothorax', answer['Pneumothorax']), *((c, np.where(answer['Nodule or mass'] == 0, 0., np.where(neither, np.nan, table[c]))) for c in ('Nodule', 'Mass'))):
-        fixed = np.array([(i, label) in boxed for i in table.image_id]) if boxed else np.zeros(len(table), bool)
+        fixed = table.image_id.isin([i for i, c in boxed if c == label]).to_numpy()
         old, new = table[label].to_numpy(), np.where(asked & ~fixed, a, table[label])
         word = lambda v: np.select([v == 1, v == 0], ['present', 'absent'], 'unknown')
         change = np.select([fixed, word(old) == word(new)], ['kept: boxed', 'as in the report'], [f'{o} to {n}' for o, n in zip(word(old), word(new))])

@@ -84,4 +84,4 @@ def load_rsna(root, # folder with stage_2_train_labels.csv and the images
     path = [found.get(i) or found.get(Path(n).stem, '') for i, n in zip(images.image_id, nih)]
     images = images.assign(path=path, nih_image=nih, patient_id=[patient_of(n) if n else f'rsna:{i}' for i, n in zip(images.image_id, nih)], frame_width=1024, frame_height=1024)
     info = {'annotates': annotates, 'skipped_rows': counts, 'without_nih_name': int((nih == '').sum())}
-    return build_tables('rsna', add_facts(images), boxes, classes, 'report', skip_bad, info, folder)
+    return build_tables('rsna', add_facts(images).drop(columns='header_patient'), boxes, classes, 'report', skip_bad, info, folder)

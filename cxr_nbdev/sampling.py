@@ -32,8 +32,9 @@ def class_shares(
 )->np.ndarray: # (n,), 0 for images without any, else with mean 1
     "How often each image with boxes is shown, so that rare classes come more often"
     has = np.asarray(has, bool)
-    boxed,f = has.any(1), has[has.any(1)].mean(0)
+    boxed = has.any(1)
     if not boxed.any(): raise ValueError(f'sampling {how!r} needs boxes, and none of the {len(has)} images has one; give sampling="uniform"')
+    f = has[boxed].mean(0)
     r = np.sqrt(f[f>0].mean()/np.where(f>0, f, 1)).clip(1) if how=='class' else 1/np.where(f>0, f, 1)
     shares = np.where(has, r, 0.).max(1) if how=='class' else np.where(has, r, 0.).sum(1)/has.sum(1).clip(1)
     return shares*boxed.sum()/shares.sum()

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from .data import Tables
-from .lookup import add_facts, drop_rows, find_table, find_tree, mark_incomplete, read_table
-from .sources import build_tables
+from .lookup import add_facts, drop_rows, find_table, find_tree, read_table
+from .sources import build_tables, mark_incomplete
 
 # %% ../nbs/00ic_siim.ipynb #c77cb8da
 def runs_of(text:str, # 'skip length skip length ...'
@@ -119,7 +119,9 @@ def load_siim(root, # folder with train-rle.csv and the images
     found = find_tree(folder)
     images = pd.DataFrame({'image_id': has.index, 'path': [found.get(i, '') for i in has.index], 'patient_id': [f'siim:{i}' for i in has.index],
                            'Pneumothorax': has.astype(float).to_numpy(), 'frame_width': frame, 'frame_height': frame})
-    info = {'annotates': ['Pneumothorax'], 'rle': rle, 'small_areas': sum(small.values()), 'skipped_rows': counts, 'patients': "not published: every image counts as a patient of its own"}
-    t = build_tables('siim', add_facts(images), boxes, classes, 'report', skip_bad, info, folder)
-    t.info['says'] += "; patients are not published, each image counts as one"
+    info = {'annotates': ['Pneumothorax'], 'rle': rle, 'small_areas': sum(small.values()), 'skipped_rows': counts, 'patients': "NIH's, and not published which; here those of the DICOM headers, else each image on its own"}
+    images = add_facts(images)
+    images = images.assign(patient_id=images.patient_id.where(images.header_patient == '', 'siim:' + images.header_patient)).drop(columns='header_patient')
+    t = build_tables('siim', images, boxes, classes, 'report', skip_bad, info, folder)
+    t.info['says'] += "; NIH's names of its images are not published"
     return mark_incomplete(t, [(i, 'Pneumothorax') for i in small])

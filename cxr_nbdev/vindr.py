@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from .data import Tables, few, near
-from .lookup import DICOM_SUFFIXES, add_facts, drop_rows, find_table, find_tree, mark_incomplete, numbers, read_table
-from .sources import build_tables
+from .lookup import DICOM_SUFFIXES, add_facts, drop_rows, find_table, find_tree, numbers, read_table
+from .sources import build_tables, mark_incomplete
 
 # %% ../nbs/00ib_vindr.ipynb #187c4844
 VINDR14 = ('Aortic enlargement', 'Atelectasis', 'Calcification', 'Cardiomegaly', 'Consolidation', 'ILD', 'Infiltration', 'Lung Opacity', 'Nodule/Mass',
@@ -219,7 +219,7 @@ def load_vindr(root, # folder with train.csv (Kaggle) or annotations_train.csv, 
     facts = add_facts(images.reset_index(drop=True).assign(readers=images.image_id.map(_readers_of(rows, labels)).to_numpy()))
     info = {'annotates': list(VINDR27), 'readers': readers, 'min_readers': min_readers, 'not_read': total-len(part), 'repeated_boxes': int(again.sum()), 'skipped_rows': counts,
             'too_few_readers': len(left), 'patients': "not published: every image counts as a patient of its own"}
-    t = build_tables('vindr', pd.concat([facts.assign(view='PA'), known], axis=1), boxes.drop(columns=['width', 'height'], errors='ignore'), classes, 'report', skip_bad, info, folder)
+    t = build_tables('vindr', pd.concat([facts.drop(columns='header_patient').assign(view='PA'), known], axis=1), boxes.drop(columns=['width', 'height'], errors='ignore'), classes, 'report', skip_bad, info, folder)
     t.info['skipped'] |= unplaced
     t.info['says'] += "; patients are not published, each image counts as one" + (f"; {len(unplaced)} copies of unknown frame skipped" if unplaced else "")
     return mark_incomplete(t, left)
