@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CORNERS', 'BEST_COLUMNS', 'best_overlaps', 'overlap_table', 'fixed_box', 'blind_overlaps', 'plot_overlaps']
 
-# %% ../nbs/01b_agreement.ipynb #0fc7eb11
+# %% ../nbs/01b_agreement.ipynb #782a6ecf
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ from .eda import _say, _wilson
 from .readings import Readings
 from .split import split_patients
 
-# %% ../nbs/01b_agreement.ipynb #5d62f5b4
+# %% ../nbs/01b_agreement.ipynb #4e55690a
 CORNERS = ['x1', 'y1', 'x2', 'y2']
 
 def _pair_iou(a, b): # (n, 4) each: IoU of each row of one with the same row of the other
@@ -36,7 +36,7 @@ def _own_readers(t): # who read which image: image_id, other
     else: read = t.boxes[['image_id', 'reader']].rename(columns={'reader': 'other'})
     return read.loc[read.other != '', ['image_id', 'other']].drop_duplicates()
 
-# %% ../nbs/01b_agreement.ipynb #ddc12094
+# %% ../nbs/01b_agreement.ipynb #c8f4d8a2
 BEST_COLUMNS = ['reader', 'image_id', 'patient_id', 'label', 'iou', 'marked']
 
 def best_overlaps(tables:Tables, # the first reader's boxes; or those of several readers, kept apart
@@ -58,7 +58,7 @@ def best_overlaps(tables:Tables, # the first reader's boxes; or those of several
     out = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=BEST_COLUMNS)
     return out.assign(patient_id=out.image_id.map(patient))[BEST_COLUMNS]
 
-# %% ../nbs/01b_agreement.ipynb #8342b328
+# %% ../nbs/01b_agreement.ipynb #b9a3d16a
 def overlap_table(best:pd.DataFrame, # from `best_overlaps` or `blind_overlaps`
                   ious=(.3, .5, .7), # thresholds
                   by='reader', # a column, or several
@@ -72,7 +72,7 @@ def overlap_table(best:pd.DataFrame, # from `best_overlaps` or `blind_overlaps`
         out[f'at {x:g}'], out[f'low {x:g}'], out[f'high {x:g}'] = p, np.maximum(low, 0), high
     return out
 
-# %% ../nbs/01b_agreement.ipynb #90a10b1d
+# %% ../nbs/01b_agreement.ipynb #62b53b04
 def fixed_box(boxes, # (n, 4) of one class, as shares of width and height
               candidates:int=400, # at most so many of them are tried, evenly spread
              )->np.ndarray: # (4,): one of the boxes
@@ -100,7 +100,7 @@ def blind_overlaps(tables:Tables,
             iou[test], marked[test] = box_iou(fixed_box(shares[train])[None], shares[test])[0], True
     return b.assign(iou=iou, marked=marked, reader='blind', patient_id=b.image_id.map(im.patient_id))[BEST_COLUMNS]
 
-# %% ../nbs/01b_agreement.ipynb #46e719fe
+# %% ../nbs/01b_agreement.ipynb #3a551f43
 def plot_overlaps(best:pd.DataFrame, # rows of `best_overlaps` and `blind_overlaps`, joined
                   ious=(.3, .5, .7), # where to draw Wilson's limits
                   ax=None,

@@ -29,8 +29,9 @@ def _quantities(t): # (images, Q) float, NaN where not known: what groups are co
     im, b = t.images, _relative(t)
     word = lambda col, value: (col == value).astype(float).where(col.notna() & (col != ''))
     boxed = b.groupby('image_id').agg(n=('side', 'size'), side=('side', 'mean')).reindex(im.image_id).reset_index(drop=True)
+    boxed = {'boxes an image': boxed.n.fillna(0.), 'side of the boxes': boxed.side} if len(b) else {}
     return pd.DataFrame({'AP view': word(im['view'], 'AP'), 'women': word(im.sex, 'F'), 'age': im.age.astype(float),
-                         'boxes an image': boxed.n.fillna(0.), 'side of the boxes': boxed.side, **{c: im[c].astype(float) for c in t.classes}})
+                         **boxed, **{c: im[c].astype(float) for c in t.classes}})
 
 # %% ../nbs/01a_balance.ipynb #1f88f5c0
 def differences(t:Tables,
