@@ -237,6 +237,7 @@ def overlap_table(
             out.append((a, b if b != a else 'itself', *size, r['by_name'], r['by_pixels'] if o.info['compared'] else None, r['image'], _count(o.rows, a, b, 'person', 'patient')))
     return pd.DataFrame(out, columns=['source', 'and', 'images', 'and images', 'shared by name', 'shared by pixels', 'shared images', 'shared patients']).astype({'shared by pixels': object})
 
+# %% ../nbs/00k_leakage.ipynb #f2cc6506
 def _n(n, word): return f"{n:,} {word}{'s'*(n != 1)}"
 
 @dataclass(frozen=True, eq=False, repr=False)
