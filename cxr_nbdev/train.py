@@ -218,6 +218,7 @@ def start(cfg:TrainConfig, run:Run, data:Data, device="cpu", logger=None, **fact
         labels=data.tables.info["labels"], **now, **recorded_skips(data.tables.info), augment_policy=data.policy,
         ignore_in_loss=cfg.unboxed == "ignore", device=device_name(device), mlflow_run_id=getattr(logger, "run_id", None), **facts))
     atomic_write(run.path("split.csv"), lambda p: data.split.manifest.to_csv(p, index=False))
+    if data.dropped: atomic_write(run.path("overlap.csv"), lambda p: pd.DataFrame(data.dropped.items(), columns=["dropped", "kept"]).to_csv(p, index=False))
     return run
 
 # %% ../nbs/04_train.ipynb #8aa32295
@@ -295,7 +296,7 @@ def close(run:Run, logger=None, output=""): # output: the notebook that records 
     "Put the record's files into MLflow and end its run; keep a copy of the record in the run's folder."
     if output and Path(output).is_file(): shutil.copyfile(output, run.path("record.ipynb"))
     if not logger: return
-    for name in ("config.json", "metrics.json", "history.csv", "split.csv", "find_batch_size.csv"):
+    for name in ("config.json", "metrics.json", "history.csv", "split.csv", "overlap.csv", "find_batch_size.csv"):
         if run.path(name).exists(): logger.experiment.log_artifact(logger.run_id, str(run.path(name)))
     logger.finalize("success")
 

@@ -41,6 +41,7 @@ def test_mixture(runs, small_set, chestxdet):
     assert f"{SHARED_IMAGES} images of chestxdet" in config["data_says"]
     assert len(split) == 40+OWN_IMAGES and (split.groupby("patient").subset.nunique() == 1).all()
     assert set(split.image_id[split.image_id.str.startswith("9000")]) == {f"{90001+SHARED_IMAGES+i}.png" for i in range(OWN_IMAGES)}
+    assert pd.read_csv(run/"overlap.csv").dropped.tolist() == [f"{90001+i}.png" for i in range(SHARED_IMAGES)]
     [subject] = load_subjects("mixed")
     tables, subset, _ = eval_tables(EvalConfig(run="mixed"), subject)
     assert subset == "val" and set(tables.images.image_id) == set(split.image_id[split.subset == "val"])
