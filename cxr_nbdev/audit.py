@@ -235,15 +235,16 @@ def _copies(t, split, pixels): # checks
     table, side, rows = overlap_table(o), _sides(t, split), o.rows
     own = table['and'] == 'itself'
     pairs = lambda m, col: few([f"{r['source']} and {r['and']} {r[col]:,}" if r['and'] != 'itself' else f"{r['source']} {r[col]:,}" for r in table[m & (table[col] > 0)].to_dict('records')], 6)
+    several = lambda by, column: rows.groupby(by)[column].nunique() > 1
     todo = 'drop_overlap(tables) keeps one and gives the patients one id'
     both = lambda group: (pd.Series(side)[side != ''].groupby(group[side != '']).transform('nunique') > 1).reindex(range(len(t)), fill_value=False)
     across, person = both(rows.image), both(rows.person)
     differ, comparable, classes = _disagree(t, rows.image.to_numpy())
     blank = o.info['blank'] if o.info['compared'] else len(t)
-    out = [_check('copies', 'images in two sources', table['shared images'][~own].sum(), 'problem', todo, of=len(t), detail=pairs(~own, 'shared images')),
-           _check('copies', 'patients in two sources', table['shared patients'][~own].sum(), 'warning', 'split the mixture as a whole, by patient', detail=pairs(~own, 'shared patients'), of=rows.person.nunique()),
-           _check('copies', 'images that a source has twice', table['shared images'][own].sum(), 'warning', 'drop one, and see that the labels agree', of=len(t), detail=pairs(own, 'shared images')),
-           _check('copies', 'patients with two ids', table['shared patients'][own].sum(), 'warning', todo, of=rows.person.nunique(), detail=pairs(own, 'shared patients')),
+    out = [_check('copies', 'images in two sources', several(['image'], 'source'), 'problem', todo, detail=pairs(~own, 'shared images')),
+           _check('copies', 'patients in two sources', several(['person'], 'source'), 'warning', 'split the mixture as a whole, by patient', detail=pairs(~own, 'shared patients')),
+           _check('copies', 'images that a source has twice', several(['source', 'image'], 'image_id'), 'warning', 'drop one, and see that the labels agree', detail=pairs(own, 'shared images')),
+           _check('copies', 'patients with two ids', several(['person'], 'patient'), 'warning', todo),
            _check('copies', 'findings on which copies of an image disagree', differ, 'warning', 'two readers of one image: see readers, and decide whose word counts', of=int(comparable), detail=_by(classes, 8)),
            _check('copies', 'images whose pixels were not compared', blank, 'note', 'only names were: audit(pixels=True) reads the images', of=len(t))]
     if split is None: return out
