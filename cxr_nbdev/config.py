@@ -18,8 +18,8 @@ class TrainConfig:
     "Everything that decides a training run."
     run:str = ""                # name of the run; empty: the output notebook's name, else a time stamp
     data:str = "auto"           # a source, or several joined by +, such as nih+chestxdet; auto: nih where it is configured, else synthetic
-    data_root:str = ""          # its folder, or NAME=DIR+NAME=DIR; empty: $CXR_NIH_ROOT (by source), data/nih or the generated images
-    data_options:str = ""       # what else a source takes, joined by +, such as keep=all+vindr.readers=apart
+    data_root:str = ""          # its folder; of several sources one folder with a folder for each, or one for each as the README shows; empty: $CXR_NIH_ROOT (by source), data/nih or the generated images
+    data_options:str = ""       # what else the sources take, such as all images of nih or vindr's readers apart: see the chapter on the images of a run
     only_xray:bool = False      # of several sources only nih, as the earlier pipeline's switch of that name
     overlap:str = "drop"        # an image that two sources share: drop the later one's, refuse to train, or keep both
     classes:str = "nih7"        # class map: nih7 (Mass and Nodule merged), nih8, vindr14, chestxdet13, or a YAML file
@@ -91,8 +91,8 @@ class EvalConfig:
     run:str = ""                # the run to evaluate, or the folds of a cross-validation joined by +; empty, and no checkpoint: the latest one
     checkpoint:str = ""         # or a checkpoint file
     data:str = ""               # empty: what the run was trained on; else auto, a source, or several joined by +
-    data_root:str = ""          # its folder, or NAME=DIR+NAME=DIR; empty: as for the run
-    data_options:str = ""       # what else a source takes, joined by +, such as keep=all; empty: as for the run, on its own data
+    data_root:str = ""          # its folder, or those of several sources; empty: as for the run
+    data_options:str = ""       # what else the sources take; empty: as for the run, on its own data
     subset:str = "auto"         # val (the run's own validation images), all, unseen; auto: val on the run's data, else unseen
     score_threshold:float = -1.0 # a finding counts as called from this score on; -1: as for the run
     nms:str = ""                # nms, soft_linear, soft_gaussian or wbf; empty: as for the run

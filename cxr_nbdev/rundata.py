@@ -6,9 +6,9 @@
 __all__ = ['LABELS', 'UNBOXED', 'IN_MEMORY', 'read_options', 'chosen_sources', 'get_tables', 'make_split', 'cache_folder',
            'get_pixels', 'recorded_skips', 'Data', 'recorded_root', 'known_root', 'without_overlap', 'get_data']
 
-# %% ../nbs/03ha_rundata.ipynb #ca98a853
+# %% ../nbs/03ha_rundata.ipynb #6d03ee7b
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .augment import make_policy, policy_dict
@@ -98,6 +98,7 @@ class Data:
     says: str
     policy: dict
     root: str = "" # folder of the images, for the record
+    dropped: dict = field(default_factory=dict) # image that another source has too, and was left out -> the one that stays
     @property
     def train(self): return self.loaders.train
     @property
@@ -115,11 +116,11 @@ def known_root(recorded)->str: # as `resolve_source` takes it; '' where a folder
     if not roots or not all(r.is_dir() for r in roots.values()): return ''
     return str(roots['']) if '' in roots else join_roots(roots)
 
-def without_overlap(cfg:TrainConfig, t:Tables, pixels): # (tables, pixels, sentence)
+def without_overlap(cfg:TrainConfig, t:Tables, pixels): # (tables, pixels, sentence, {image left out: the one that stays})
     "Of several sources: no image twice, and no patient under two names."
-    if '+' not in t.info['source']: return t, pixels, ''
-    kept, says, _ = drop_overlap(t, pixels, cfg.overlap)
-    return kept, pixels[t.images.image_id.isin(kept.images.image_id).to_numpy()] if len(kept) < len(t) else pixels, f" {says[0].upper()}{says[1:]}."
+    if '+' not in t.info['source']: return t, pixels, '', {}
+    kept, says, info = drop_overlap(t, pixels, cfg.overlap)
+    return kept, pixels[t.images.image_id.isin(kept.images.image_id).to_numpy()] if len(kept) < len(t) else pixels, f" {says[0].upper()}{says[1:]}.", info['dropped']
 
 # %% ../nbs/03ha_rundata.ipynb #100ce8b3
 def get_data(cfg:TrainConfig, device="cpu", show=print)->Data: # show: gets a line where a cache is built
@@ -130,7 +131,7 @@ def get_data(cfg:TrainConfig, device="cpu", show=print)->Data: # show: gets a li
     pixels, t = get_pixels(t, cfg.image_size, cfg.cache, cfg.skip_bad, show)
     if bad := t.info.get("skipped"): says += f" {len(bad)} bad images are left out (skip_bad): {few(list(bad))}."
     if bad := t.info.get("skipped_boxes"): says += f" {sum(bad.values())} bad boxes are left out (skip_bad): {few(f'{k} ({v})' for k, v in bad.items())}."
-    t, pixels, shared = without_overlap(cfg, t, pixels)
+    t, pixels, shared, dropped = without_overlap(cfg, t, pixels)
     if len(t) < n or shared: split = make_split(cfg, t)
     def side(ids, transform):
         at = t.images.image_id.isin(set(ids)).to_numpy()
@@ -140,4 +141,4 @@ def get_data(cfg:TrainConfig, device="cpu", show=print)->Data: # show: gets a li
     train = side(split.train, policy)
     sampler = make_sampler(train.tables, cfg.seed, negatives=cfg.negatives, sampling=cfg.sampling)
     loaders = DetectionData(train, side(split.val, None), cfg.batch_size, cfg.num_workers, cfg.seed, gpu=device == "cuda", sampler=sampler)
-    return Data(t, split, loaders, source, says+shared, policy_dict(policy), recorded_root(root))
+    return Data(t, split, loaders, source, says+shared, policy_dict(policy), recorded_root(root), dropped)

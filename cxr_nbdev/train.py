@@ -242,7 +242,7 @@ def fit(cfg:TrainConfig, run:Run, data:Data, detector, logger=None, show=print, 
     module = DetectionModule(detector, cfg, checkpoint_facts(cfg, run, data), best_by(cfg, data))
     with quiet_lightning():
         trainer = make_trainer(cfg, run.folder, logger or False, best_by(cfg, data), show)
-        if logger and not run.resumed: logger.log_hyperparams(run.config)
+        if logger and not run.resumed: logger.log_hyperparams({k: v for k, v in run.config.items() if not k.startswith("skipped")})
         try: explained(lambda: trainer.fit(module, datamodule=data.loaders, ckpt_path=run.last if done else None, weights_only=True), detector, data.loaders, cfg, trainer.strategy.root_device)
         except BaseException as e:
             end_others(trainer)
