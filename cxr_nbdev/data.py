@@ -98,6 +98,7 @@ class Rule:
     sure: tuple = () # its labels that are the class
     maybe: tuple = () # its labels that may be the class: where one is present, the class is not known
     otherwise: float = 0. # without such labels: 0.0 absent, NaN unknown
+    open: bool = False # only part of what the class is made of is annotated: never known to be absent
 
 def class_rule(entry, # of a class map: label, labels, or {source: label(s)}
                name:str, # of the class
@@ -269,13 +270,14 @@ def source_rules(classes:str, # a class map, or 'own' for the source's own label
         named, words = isinstance(entry, dict) and source in entry, (*r.sure, *r.maybe)
         if annotates is not None and (strange := [w for w in words if w not in annotates]):
             if named: raise ValueError(f"class map `{classes}`: `{strange[0]}` is not a label of the source `{source}`{near(strange[0], annotates) or '.'} It annotates: {few(annotates, 20)}.")
-            r = Rule(tuple(w for w in r.sure if w in annotates) or (c,)*(c in annotates), r.maybe)
+            has = tuple(w for w in r.sure if w in annotates)
+            r = Rule(has or (c,)*(c in annotates), r.maybe, open=0 < len(has) < len(r.sure) and c not in annotates)
             if not r.sure: r = Rule(otherwise=np.nan) # never annotated: not known
         if twice := [w for w in r.sure if taken.setdefault(w, c) != c]: raise ValueError(f"class map `{classes}`: `{twice[0]}` of the source `{source}` is said to be {taken[twice[0]]} and {c}")
         out[c] = r
     return out
 
-def _members(images, boxes, name, rule, missing):
+def _members(images, boxes, name, rule, missing): # name: '' where it is another class's label
     "Arrays `present` and `boxed` (images, members) of one class; a box or a column may carry the merged name itself."
     cols = [name] if name in images and not any(n in images for n in rule.sure) and name not in rule.maybe else list(rule.sure)
     if not rule.sure: cols = []
@@ -286,6 +288,7 @@ def _members(images, boxes, name, rule, missing):
         there = np.column_stack([np.where(has([n]), 1., column(n)) for n in rule.maybe])
         parts.append((np.where((there == 0).all(axis=1), 0., np.nan), np.zeros(len(images), bool)))
     if not parts: parts = [(np.full(len(images), rule.otherwise), np.zeros(len(images), bool))]
+    if rule.open: parts.append((np.full(len(images), np.nan), np.zeros(len(images), bool)))
     present, boxed = zip(*parts)
     return np.column_stack(present), np.column_stack(boxed)
 
@@ -299,11 +302,13 @@ def map_classes(images:pd.DataFrame, # native: `IMAGE_COLUMNS` and one column (1
     info = {'source': '', 'labels': 'report', 'skipped': {}, **(info or {}), 'class_set': classes}
     if classes == 'own': info.setdefault('annotates', sorted(boxes.label.unique()))
     rules = source_rules(classes, info['source'], info.get('annotates'))
-    to_class = {n: c for c, r in rules.items() if r.sure for n in (*r.sure, c)}
+    claimed = {n: c for c, r in rules.items() for n in (*r.maybe, *r.sure)}
+    own = {c: c if claimed.get(c, c) == c else '' for c in rules} # a class's own name is a label of it, unless another class has that label
+    to_class = {n: c for c, r in rules.items() if r.sure for n in (*r.sure, own[c]) if n}
     missing = 0. if info['labels'] == 'boxes' else np.nan  # no label table: what is not boxed is taken as absent
     labels, states, conflicts = {}, {}, 0
     for c, r in rules.items():
-        present, boxed = _members(images, boxes, c, r, missing)
+        present, boxed = _members(images, boxes, own[c], r, missing)
         labels[c], states[c] = merged_label(present, boxed), class_states(present, boxed)
         if info['labels'] == 'report': conflicts += int((boxed & (present == 0)).sum())
     left_out = boxes.label[~boxes.label.isin(to_class)].value_counts()
@@ -437,6 +442,7 @@ def mix_tables(parts, # tables with the same classes
         new = {i: f"{t.info['source']}:{i}" for i in t.images.image_id[t.images.image_id.isin(seen)]}
         name = lambda ids: ids.map(lambda i: new.get(i, i))
         images.append(t.images.assign(image_id=name(t.images.image_id)))
+        if t.info['source'] == 'synthetic': images[-1]['patient_id'] = 'synthetic:'+t.images.patient_id.astype(str) # drawn patients are numbered as NIH's are
         boxes.append(t.boxes.assign(image_id=name(t.boxes.image_id)))
         states.append(t.states.rename(index=new))
         seen |= set(images[-1].image_id)
@@ -444,7 +450,7 @@ def mix_tables(parts, # tables with the same classes
     words = [c for c in im if c not in parts[0].classes and any(t.images[c].dtype.kind in 'OUT' for t in parts if c in t.images)]
     im[words] = im[words].fillna('')
     infos, labels = [t.info for t in parts], {t.info['labels'] for t in parts}
-    info = {'source': '+'.join(i['source'] for i in infos), 'labels': labels.pop() if len(labels) == 1 else 'mixed', 'skipped': {k: v for i in infos for k, v in i['skipped'].items()},
+    info = {'source': '+'.join(i['source'] for i in infos), 'labels': labels.pop() if len(labels) == 1 else 'mixed', 'skipped': {f"{i['source']}: {k}": v for i in infos for k, v in i['skipped'].items()}, **{n: {f"{i['source']}: {k}": v for i in infos for k, v in i.get(n, {}).items()} for n in ('skipped_boxes', 'skipped_rows')},
             'class_set': infos[0].get('class_set', ''), 'says': "; ".join(i.get('says', '') for i in infos), 'boxed_against_label': sum(i.get('boxed_against_label', 0) for i in infos),
             'boxes_left_out': {f"{i['source']}: {k}": v for i in infos for k, v in i.get('boxes_left_out', {}).items()}, 'parts': {i['source']: i for i in infos}}
     return check_tables(Tables(im, pd.concat([b for b in boxes if len(b)] or boxes[:1], ignore_index=True), parts[0].classes, pd.concat(states), info))
@@ -470,7 +476,8 @@ def load_tables(source:str, # a name from `list_sources`, or several joined by +
     known = {k for n, ks in can.items() for o in ks for k in (o, f'{n}.{o}')}
     if strange := [k for k in options if k not in known]:
         raise ValueError(f"`{source}` takes no option `{strange[0]}`{near(strange[0], known) or '.'} It takes: {'; '.join(f'{n}: {few(ks, 9)}' for n, ks in can.items() if ks) or 'none'}.")
-    if classes != 'own': class_map(classes)
+    if classes != 'own' and (strange := sorted({s for e in class_map(classes).values() if isinstance(e, dict) for s in e} - set(SOURCES))) and (strange := [s for s in strange if s not in list_sources()]):
+        raise ValueError(f"the class map `{classes}` names the source `{strange[0]}`, which is not known{near(strange[0], list_sources()) or '.'} Known: {few(list_sources(), 20)}.")
     if len(names) == 1: return _load(source, root, classes, skip_bad, options)
     roots = split_roots(root)
     return mix_tables([_load(n, roots.get(n), classes, skip_bad, options) for n in names])

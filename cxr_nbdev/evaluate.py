@@ -9,7 +9,7 @@ __all__ = ['find_checkpoint', 'Subject', 'load_subject', 'load_subjects', 'check
 
 # %% ../nbs/05_eval.ipynb #7e3fcbf1
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -105,15 +105,21 @@ def eval_tables(cfg:EvalConfig, subject:Subject, *more): # (Tables, which subset
     if not root and own: root = known_root(rec.get("data_root"))
     source, root, says = resolve_source(data, root)
     t = load_tables(source, root, checkpoint_class_set(subject), cfg.skip_bad, **read_options(cfg.data_options or (rec.get("data_options", "") if own else "")))
-    if "+" in source: t, shared, _ = drop_overlap(t, how=rec.get("overlap", "drop")); says += f" {shared[0].upper()}{shared[1:]}."
     subset = cfg.subset if cfg.subset != "auto" else "val" if own else "unseen"
+    if "+" in source: # the run's split names the copies that count
+        t, shared, _ = drop_overlap(t, how="keep" if subset == "val" else "drop")
+        says += f" {shared[0].upper()}{shared[1:]}."
+    if subset == "unseen" and (n := int(t.images.patient_id.astype(str).str.contains(":").sum())):
+        says += f" Patients are compared by their ids: {n} of these {len(t)} images are of patients whom only their source numbers, so copies of training images among them are not recognised."
     t = choose_subset(t, subset, subject, *more)
     return (limit_tables(t, cfg.limit, cfg.seed) if cfg.limit else t), subset, says
 
 # %% ../nbs/05_eval.ipynb #a8921e2d
 def seen_patients(t:Tables, subject:Subject): # a bool an image
     "Which images are of patients that the detector was trained on."
-    return t.images.patient_id.map(lambda p: patient_hash(p) in subject.train_patients).to_numpy(bool)
+    joined = t.info.get("overlap", {}).get("patients_joined", {}) # old pseudonym -> new one, where sources share a patient
+    known = subject.train_patients | {new for old, new in joined.items() if old in subject.train_patients}
+    return t.images.patient_id.map(lambda p: patient_hash(p) in known).to_numpy(bool)
 
 def val_images(subject:Subject)->set: # image ids
     "The validation images of a run."
@@ -178,6 +184,10 @@ def pool(answers, # list of Answers, on images that none of them shares with ano
 # %% ../nbs/05_eval.ipynb #061d2d92
 def second_readings(t:Tables): # (Readings or None, list of what is wrong with them)
     "Second readings of these images, where a folder of them lies beside; a bad one costs a warning and no evaluation."
+    if "+" in t.info["source"]: # readings lie beside NIH's images, and are in their frame
+        nih = t.images.image_id[t.images.source.isin(["nih", "synthetic"])]
+        if not len(nih): return None, []
+        t = replace(t.subset(nih), info={**t.info, "source": "nih"})
     try: return (load_readings(folder, t), []) if (folder := find_readings(t)) else (None, [])
     except (ValueError, OSError) as e: return None, [f"The second readings are left out: {e}"]
 

@@ -175,6 +175,8 @@ def official_split(
     tables:Tables, # with the column `official`: 'train_val' or 'test' for each image
 )->Split: # validates on the official test list
     "Trains on NIH's train_val list and validates on its test list"
+    if len(sources := set(tables.images.source)) > 1:
+        raise ValueError(f"official lists are of one source's images, and these tables hold {few(sorted(sources))}, whose images and patients may be on either list under other names. Split such a mixture by a manifest (nih5) or by folds")
     if 'official' not in tables.images:
         raise ValueError('these tables have no column `official`: put train_val_list.txt and test_list.txt into the folder of the NIH images, or use split_by_folds')
     where = tables.images.official.fillna('')

@@ -284,7 +284,7 @@ def leakage_report(
 # %% ../nbs/00k_leakage.ipynb #0fbc94c6
 def _joined_ids(rows):
     "Patient id -> the id under which all of that person's images go on: an NIH number if there is one, else the first"
-    first = rows.assign(order=np.where(rows.nih, 0, 1)).sort_values('order', kind='stable').drop_duplicates('person').set_index('person').patient
+    first = rows.assign(order=np.where(rows.nih & ~rows.patient.str.contains(':'), 0, 1)).sort_values('order', kind='stable').drop_duplicates('person').set_index('person').patient
     return {p: first[g] for p, g in zip(rows.patient, rows.person) if first[g] != p}
 
 def _overlap_says(how, pairs, joined, compared):

@@ -46,13 +46,14 @@ def chosen_sources(cfg:TrainConfig)->tuple: # data and data_root, as `resolve_so
 # %% ../nbs/03ha_rundata.ipynb #ba0cf182
 LABELS = dict(report="Labels: report; a finding that is labelled but not boxed is left out of the metrics.",
               boxes="Labels: boxes; there is no label table, so a finding without a box counts as absent.",
-              mixed="Labels: report for some sources, where a finding that is labelled but not boxed is left out of the metrics; boxes for others, where a finding without a box counts as absent.")
+              mixed="Labels: boxes for some sources, where a finding without a box counts as absent; report for others, where a finding that is labelled but not boxed is left out of the metrics.")
 UNBOXED = dict(ignore="The loss leaves it out too.", absent="The loss takes it as absent.") # where there is a label table
 
 def get_tables(cfg:TrainConfig): # (Tables, name of the source, its folder, sentence on where the images and their labels come from)
     "The tables of `cfg.data`, limited to `cfg.limit` images."
     source, root, says = resolve_source(*chosen_sources(cfg))
-    t = load_tables(source, root, cfg.classes, cfg.skip_bad, **read_options(cfg.data_options))
+    options = {k: v for k, v in read_options(cfg.data_options).items() if not cfg.only_xray or '.' not in k or k.split('.')[0] in source.split('+')}
+    t = load_tables(source, root, cfg.classes, cfg.skip_bad, **options)
     says = [says, LABELS.get(t.info["labels"], "")] + [UNBOXED[cfg.unboxed]]*(t.info["labels"] != "boxes")
     return (limit_tables(t, cfg.limit, cfg.seed) if cfg.limit else t), source, root, " ".join(says)
 
@@ -81,11 +82,11 @@ def get_pixels(t:Tables, image_size:int, cache:str='auto', skip_bad:bool=False, 
 # %% ../nbs/03ha_rundata.ipynb #319dcdfc
 def recorded_skips(info:dict, # of tables
                    most:int=100, # names in the record
-                  )->dict: # skipped {image: reason}, skipped_counts {reason: images}, skipped_boxes {reason: boxes}
+                  )->dict: # skipped {image: reason}, skipped_counts {reason: images}, skipped_boxes {reason: boxes}, skipped_rows {reason: rows of the tables}
     "What the tables left out, for a record."
     bad = info.get('skipped', {})
     counts = {r: list(bad.values()).count(r) for r in dict.fromkeys(bad.values())}
-    return dict(skipped=dict(list(bad.items())[:most]), skipped_counts=counts, skipped_boxes=info.get('skipped_boxes', {}))
+    return dict(skipped=dict(list(bad.items())[:most]), skipped_counts=counts, skipped_boxes=info.get('skipped_boxes', {}), skipped_rows=dict(info.get('skipped_rows', {})))
 
 # %% ../nbs/03ha_rundata.ipynb #62e4c216
 @dataclass
@@ -131,6 +132,8 @@ def get_data(cfg:TrainConfig, device="cpu", show=print)->Data: # show: gets a li
     pixels, t = get_pixels(t, cfg.image_size, cfg.cache, cfg.skip_bad, show)
     if bad := t.info.get("skipped"): says += f" {len(bad)} bad images are left out (skip_bad): {few(list(bad))}."
     if bad := t.info.get("skipped_boxes"): says += f" {sum(bad.values())} bad boxes are left out (skip_bad): {few(f'{k} ({v})' for k, v in bad.items())}."
+    if bad := t.info.get("skipped_rows"): says += f" {sum(bad.values())} bad rows are left out (skip_bad): {few(f'{k} ({v})' for k, v in bad.items())}."
+    if bad := t.info.get("boxes_left_out"): says += f" {sum(bad.values())} boxes have labels that the class map {cfg.classes} leaves out: {few(f'{k} ({v})' for k, v in bad.items())}."
     t, pixels, shared, dropped = without_overlap(cfg, t, pixels)
     if len(t) < n or shared: split = make_split(cfg, t)
     def side(ids, transform):

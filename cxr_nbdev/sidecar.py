@@ -247,6 +247,7 @@ def hard_tables(folder)->Tables: # with images of 24 bytes
 _NAMES = {'imageid': 'image_id', 'image': 'image_id', 'file': 'file', 'path': 'file', 'filename': 'file', 'labelfile': 'label_file', 'patientid': 'patient_id', 'patient': 'patient_id',
           'view': 'view', 'viewposition': 'view', 'sex': 'sex', 'gender': 'sex', 'age': 'age', 'width': 'width', 'height': 'height', 'incomplete': 'incomplete', 'origin': 'origin', 'split': 'split'}
 _LABEL = {'1': 1., '0': 0., '': np.nan, '1.0': 1., '0.0': 0.}
+_NIH_NAME = re.compile(r'000[0-3]\d{4}_\d{3}\.(png|jpe?g|dcm)') # as NIH calls its images
 
 @dataclass
 class Sidecar:
@@ -332,6 +333,7 @@ def _patients(im, source, ours, patients):
         if lost := [i for i, m in zip(im.image_id, hits) if not m]: raise ValueError(f"patients={patients!r} finds no patient in {len(lost)} of {len(im)} names: {few(lost)}")
         return [f"{source}:{m[1] if m.re.groups and m[1] else m[0]}" for m in hits], f"taken from the names by {patients}"
     given = im.patient_id.fillna('') if 'patient_id' in im else [''] * len(im)
+    if 'nih_image' not in im: im['nih_image'] = [os.path.basename(i) if not p and _NIH_NAME.fullmatch(os.path.basename(i)) else '' for i, p in zip(im.image_id, given)]
     nih = [patient_of(n) if n else None for n in im.nih_image.fillna('').astype(str)] if 'nih_image' in im else [None] * len(im)
     own = lambda p, n: p if ours or p == n or p.startswith(f'{source}:') else f'{source}:{p}'
     out = [own(p, n) if p else n or f'{source}:{i}' for p, n, i in zip(given, nih, im.image_id)]

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from .data import Tables
-from .lookup import add_facts, drop_rows, find_table, find_tree, read_table
-from .sources import build_tables, mark_incomplete
+from .lookup import Skips, add_facts, drop_rows, find_table, find_tree, read_table
+from .sources import build_tables, without_rows
 
 # %% ../nbs/00ic_siim.ipynb #c77cb8da
 def runs_of(text:str, # 'skip length skip length ...'
@@ -69,7 +69,7 @@ def read_siim(path, # train-rle.csv, .csv.gz or .zip
     both = set(rows.ImageId[none]) & set(rows.ImageId[~none])
     problem[none & rows.ImageId.isin(both)] = "says -1 of an image that has a mask"
     problem[rows.ImageId == ''] = "has no ImageId"
-    good = drop_rows(rows, problem, Path(path).name, skip_bad, counts)
+    good = drop_rows(rows, problem, Path(path).name, skip_bad, counts, image='ImageId', label='Pneumothorax')
     return pd.DataFrame({'image_id': good.ImageId.to_numpy(), 'text': good.EncodedPixels.to_numpy()}), rle
 
 # %% ../nbs/00ic_siim.ipynb #bca1af3b
@@ -112,7 +112,7 @@ def load_siim(root, # folder with train-rle.csv and the images
         raise FileNotFoundError(f"the data root `{root or ''}` does not exist: expected a folder with train-rle.csv and the images. Give it as data_root=DIR.")
     if not (file := find_table(folder, r'train-rle.*\.csv|stage_2_train\.csv')):
         raise FileNotFoundError(f"no train-rle.csv (or stage_2_train.csv) in `{root}`. It is at https://www.kaggle.com/c/siim-acr-pneumothorax-segmentation")
-    counts, frame = {}, 1024
+    counts, frame = Skips(), 1024
     masks, rle = read_siim(file, rle, frame, skip_bad, counts)
     boxes, small = _siim_boxes(masks, rle, frame, min_area)
     has = masks.assign(has=masks.text != '-1').groupby('image_id', sort=False).has.any()
@@ -124,4 +124,4 @@ def load_siim(root, # folder with train-rle.csv and the images
     images = images.assign(patient_id=images.patient_id.where(images.header_patient == '', 'siim:' + images.header_patient)).drop(columns='header_patient')
     t = build_tables('siim', images, boxes, classes, 'report', skip_bad, info, folder)
     t.info['says'] += "; NIH's names of its images are not published"
-    return mark_incomplete(t, [(i, 'Pneumothorax') for i in small])
+    return without_rows(t, [(i, 'Pneumothorax') for i in small] + counts.left)

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from .data import Tables, few, near
-from .lookup import DICOM_SUFFIXES, add_facts, drop_rows, find_table, find_tree, numbers, read_table
-from .sources import build_tables, mark_incomplete
+from .lookup import DICOM_SUFFIXES, Skips, add_facts, drop_rows, find_table, find_tree, numbers, read_table
+from .sources import build_tables, mark_incomplete, without_rows
 
 # %% ../nbs/00ib_vindr.ipynb #187c4844
 VINDR14 = ('Aortic enlargement', 'Atelectasis', 'Calcification', 'Cardiomegaly', 'Consolidation', 'ILD', 'Infiltration', 'Lung Opacity', 'Nodule/Mass',
@@ -47,7 +47,7 @@ def read_vindr_boxes(path, # train.csv of Kaggle's form; annotations_train.csv o
     if 'rad_id' not in rows: rows = rows.assign(rad_id='')
     b, label = numbers(rows[_CORNERS]), rows.class_name.replace('No Finding', 'No finding')
     problem = _row_problems(rows, b, label)
-    drop_rows(rows, problem, Path(path).name, skip_bad, counts)
+    drop_rows(rows, problem, Path(path).name, skip_bad, counts, image='image_id', label=label)
     size = numbers(rows[['width', 'height']]) if {'width', 'height'} <= set(rows) else np.full((len(rows), 2), np.nan)
     out = pd.DataFrame({'image_id': rows.image_id, 'reader': rows.rad_id, 'label': label, **dict(zip(('x1', 'y1', 'x2', 'y2'), b.T)), 'width': size[:, 0], 'height': size[:, 1]})
     return out[problem == ''].reset_index(drop=True)
@@ -207,7 +207,7 @@ def load_vindr(root, # folder with train.csv (Kaggle) or annotations_train.csv, 
         raise FileNotFoundError(f"the data root `{root or ''}` does not exist: expected a folder with train.csv or annotations_train.csv, and the images. Give it as data_root=DIR.")
     if frame not in ('original', 'file'): raise ValueError(f"frame must be 'original' or 'file', got {frame!r}")
     if min_readers < 1 or not 0 < fuse_iou <= 1: raise ValueError(f"min_readers must be at least 1 and fuse_iou in (0, 1], got {min_readers} and {fuse_iou}")
-    counts = {}
+    counts = Skips()
     rows, labels, part = _read_vindr(folder, skip_bad, counts)
     sizes, total = _original_sizes(folder, rows), len(part)
     if readers not in ('fuse', 'apart'): rows, labels, part = _of_reader(rows, labels, part, readers)
@@ -222,4 +222,4 @@ def load_vindr(root, # folder with train.csv (Kaggle) or annotations_train.csv, 
     t = build_tables('vindr', pd.concat([facts.drop(columns='header_patient').assign(view='PA'), known], axis=1), boxes.drop(columns=['width', 'height'], errors='ignore'), classes, 'report', skip_bad, info, folder)
     t.info['skipped'] |= unplaced
     t.info['says'] += "; patients are not published, each image counts as one" + (f"; {len(unplaced)} copies of unknown frame skipped" if unplaced else "")
-    return mark_incomplete(t, left)
+    return without_rows(mark_incomplete(t, left), counts.left)

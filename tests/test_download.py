@@ -386,7 +386,8 @@ def start(nih, *args):
     "cxr_download in a process of its own."
     code = "import sys; from cxr_nbdev.download import download_main; sys.exit(download_main())"
     return subprocess.Popen([sys.executable, "-c", code, "nih", str(nih.folder), *args, "--mirror", nih.url, "--repacked", "--pause", ".01"], text=True,
-                            env={**os.environ, **ENV, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                            env={**os.environ, **ENV, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # what runs in the background of a shell is deaf to it
 
 
 def until(ready, process, seconds=60):
