@@ -333,7 +333,8 @@ def _patients(im, source, ours, patients):
         if lost := [i for i, m in zip(im.image_id, hits) if not m]: raise ValueError(f"patients={patients!r} finds no patient in {len(lost)} of {len(im)} names: {few(lost)}")
         return [f"{source}:{m[1] if m.re.groups and m[1] else m[0]}" for m in hits], f"taken from the names by {patients}"
     given = im.patient_id.fillna('') if 'patient_id' in im else [''] * len(im)
-    if 'nih_image' not in im: im['nih_image'] = [os.path.basename(i) if not p and _NIH_NAME.fullmatch(os.path.basename(i)) else '' for i, p in zip(im.image_id, given)]
+    names = [os.path.basename(i) if not p and _NIH_NAME.fullmatch(os.path.basename(i)) else '' for i, p in zip(im.image_id, given)]
+    if any(names) and 'nih_image' not in im: im['nih_image'] = names # NIH's images, by their own names
     nih = [patient_of(n) if n else None for n in im.nih_image.fillna('').astype(str)] if 'nih_image' in im else [None] * len(im)
     own = lambda p, n: p if ours or p == n or p.startswith(f'{source}:') else f'{source}:{p}'
     out = [own(p, n) if p else n or f'{source}:{i}' for p, n, i in zip(given, nih, im.image_id)]
