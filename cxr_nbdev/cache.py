@@ -7,7 +7,7 @@ __all__ = ['FORMAT', 'SCHEMA', 'PixelRows', 'PixelCache', 'file_facts', 'cores',
            'cached_pixels']
 
 # %% ../nbs/00fa_cache.ipynb #260ffbbb
-import hashlib, os, sqlite3, time
+import os, sqlite3, time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
+from xxhash import xxh3_128_digest
 from .data import Tables
 from .dataset import read_file, read_square, without_bad
 from .files import check_space
@@ -41,7 +42,7 @@ class PixelRows:
     def __repr__(self): return f'PixelRows: {len(self)} of {len(self.map)} images of {self.size} x {self.size} pixels'
 
 # %% ../nbs/00fa_cache.ipynb #17c80a32
-FORMAT = 1 # of the squares and of the two files
+FORMAT = 2 # of the squares and of the two files
 
 SCHEMA = """create table if not exists images (row integer primary key, content blob, height integer, width integer);
 create table if not exists files (path text primary key, bytes integer, changed integer, row integer);"""
@@ -158,7 +159,7 @@ def decode(self:PixelCache,
 )->tuple: # as `keep` takes it
     "One image from its file, for a thread"
     data = read_file(path)
-    key = hashlib.sha256(data).digest(), height, width
+    key = xxh3_128_digest(data), height, width
     if key not in have: out[:] = read_square(path, self.size, height, width, data)
     return os.path.abspath(path), facts, *key, have.get(key)
 

@@ -211,10 +211,9 @@ class BatchMemory:
     def __call__(self, *shape)->torch.Tensor: # uint8, not cleared
         n = prod(shape)
         for _ in range(len(self.held)):
-            a = self.held.pop(0) # no other thread can take it now
-            free = a.size==n and sys.getrefcount(a) <= 2 # `a` here and as an argument; a tensor or a view of it would be one more
-            if not free: self.held.append(a); continue
-            break
+            a = self.held.pop() # the one used last; no other thread can take it now
+            if a.size==n and sys.getrefcount(a) <= 2: break # `a` here and as an argument; a tensor or a view of it would be one more
+            self.held.insert(0, a)
         else: a = np.empty(n, np.uint8)
         out = torch.from_numpy(a).view(shape)
         self.held = [*self.held, a][-self.most:]
@@ -284,7 +283,7 @@ def __getitems__(self:CXRDataset, at): # ints, or (epoch, int), or (epoch, int, 
     else: boxes,labels = zip(*[self._draw(out, o[0], i, *o[2:]) for out,o,i in zip(images.numpy()[:,0], pairs, rows)])
     cut = [*map(len, boxes)]
     boxes,labels = (torch.split_with_sizes(torch.from_numpy(np.concatenate(o)), cut) for o in (boxes, labels))
-    facts = [torch.from_numpy(o[rows]).unbind() for o in (self.ignore, self.orig_sizes, self.to_orig)]
+    facts = [torch.from_numpy(o.take(rows, 0)).unbind() for o in (self.ignore, self.orig_sizes, self.to_orig)]
     return Items(images, [dict(boxes=b, labels=l, ignore=g, orig_size=s, to_orig=a, image_id=names[i], patient_id=patients[i])
                           for b,l,g,s,a,i in zip(boxes, labels, *facts, rows)])
 
