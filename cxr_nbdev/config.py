@@ -60,6 +60,12 @@ class TrainConfig:
     sampling:str = "uniform"    # of images with boxes: uniform, each once an epoch; class, rare classes more often; balanced, all classes alike
     cache:str = "auto"          # folder of the cache of resized images; auto: in memory up to 1 GB, beyond it data/cache; none: in memory
     augment:str = "none"        # policy, see list_policies(); light is fast, cxr for longer trainings
+    mixup:float = 0.0           # share of the training images that shine through another one
+    cutmix:float = 0.0          # share that gets a rectangle of another one
+    mosaic:float = 0.0          # share that is made of four
+    paste:float = 0.0           # share that gets a finding of another one; the four together at most 1
+    mix_alpha:float = 1.5       # how much of each image in mixup and cutmix: Beta(mix_alpha, mix_alpha); small: nearly all of one
+    mix_off:int = 0             # epoch from which nothing is mixed any more; 0: never
     freeze:str = ""             # stages not trained, joined by +: backbone, neck, heads
     resume:bool = False         # continue the run of this name where it was interrupted
     find_batch_size:bool = False # look first for the smallest batch size that is nearly the fastest, and use it
@@ -147,6 +153,7 @@ RANGES = dict(anchor_scale=(0, 32), label_smoothing=(0, 0.5), nms_iou=(0, 1), sc
               weight_decay=(0, 10), clip_norm=(0, math.inf),
               ema_decay=(0, 0.999999), swa_start=(0, 1), warmup=(-1, 1e6), backbone_lr=(1e-6, 10), thaw_epoch=(0, math.inf), accumulate=(1, 4096),
               val_fraction=(0.01, 0.9), folds=(0, 100), fold=(0, 99), negatives=(-1, 1000),
+              mixup=(0, 1), cutmix=(0, 1), mosaic=(0, 1), paste=(0, 1), mix_alpha=(1e-3, 1e3), mix_off=(0, math.inf),
               early_stop=(0, math.inf), num_workers=(-1, 256), limit=(0, math.inf), seed=(0, 2**31-1), n_boot=(10, 100_000),
               n_perm=(0, 100_000), pictures=(0, 1000))
 
@@ -176,6 +183,7 @@ def _joint_problems(v):
     elif v.get("folds") == 1: yield "`folds` is 1: one fold leaves nothing to train on; 0 is a hold-out, 2 or more are folds"
     elif v.get("folds", 0) > 1 and v["fold"] >= v["folds"]: yield f"`fold` is {v['fold']}, with `folds` {v['folds']} it runs from 0 to {v['folds']-1}"
     elif v.get("folds") == 0 and v.get("fold", 0) > 0: yield f"`fold` is {v['fold']} but `folds` is 0 (a hold-out); give `folds` too"
+    if sum(mixed := [v.get(k, 0) for k in ("mixup", "cutmix", "mosaic", "paste")]) > 1+1e-9: yield f"`mixup`, `cutmix`, `mosaic` and `paste` are {', '.join(f'{o:g}' for o in mixed)}: together at most 1, an image is mixed in one way"
     if "thaw_epoch" in v: yield from _schedule_problems(**{k: v[k] for k in ("average", "early_stop", "warmup", "backbone_lr", "freeze", "thaw_epoch", "epochs", "devices")})
 
 def _manifest_problems(v):

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'UNBOXED', 'IN_MEMORY', 'read_options', 'chosen_sources', 'get_tables', 'make_split', 'cache_folder',
-           'get_pixels', 'recorded_skips', 'Data', 'recorded_root', 'known_root', 'without_overlap', 'get_data']
+           'get_pixels', 'recorded_skips', 'Data', 'recorded_root', 'known_root', 'without_overlap', 'mixed',
+           'get_data']
 
 # %% ../nbs/03ha_rundata.ipynb #6d03ee7b
 import os
@@ -18,6 +19,7 @@ from .data import Tables, few, join_roots, load_tables, project_root, resolve_so
 from .dataset import CXRDataset, load_pixels
 from .folds import official_split, split_by_folds
 from .leakage import drop_overlap
+from .mix import KINDS, Mixed
 from .module import DetectionData
 from .run import local_path
 from .sampling import make_sampler
@@ -124,6 +126,11 @@ def without_overlap(cfg:TrainConfig, t:Tables, pixels): # (tables, pixels, sente
     return kept, pixels[t.images.image_id.isin(kept.images.image_id).to_numpy()] if len(kept) < len(t) else pixels, f" {says[0].upper()}{says[1:]}.", info['dropped']
 
 # %% ../nbs/03ha_rundata.ipynb #100ce8b3
+def mixed(cfg:TrainConfig, ds): # the dataset itself where nothing is to be mixed
+    "The training images as the configuration mixes them."
+    shares = {k: getattr(cfg, k) for k in KINDS}
+    return Mixed(ds, **shares, alpha=cfg.mix_alpha, off=cfg.mix_off) if any(shares.values()) else ds
+
 def get_data(cfg:TrainConfig, device="cpu", show=print)->Data: # show: gets a line where a cache is built
     "Tables, patient split and datasets for a run."
     policy = make_policy(cfg.augment, cfg.image_size)
@@ -141,7 +148,8 @@ def get_data(cfg:TrainConfig, device="cpu", show=print)->Data: # show: gets a li
         ds = CXRDataset(t.subset(ids), cfg.image_size, transform, cfg.seed, pixels[at])
         if cfg.unboxed == "absent": ds.ignore[:] = False
         return ds
-    train = side(split.train, policy)
+    train = mixed(cfg, side(split.train, policy))
     sampler = make_sampler(train.tables, cfg.seed, negatives=cfg.negatives, sampling=cfg.sampling)
     loaders = DetectionData(train, side(split.val, None), cfg.batch_size, cfg.num_workers, cfg.seed, gpu=device == "cuda", sampler=sampler)
-    return Data(t, split, loaders, source, says+shared, policy_dict(policy), recorded_root(root), dropped)
+    record = policy_dict(policy) | (dict(mix=train.settings()) if isinstance(train, Mixed) else {})
+    return Data(t, split, loaders, source, says+shared, record, recorded_root(root), dropped)

@@ -16,11 +16,12 @@ from conftest import ENV
 FORK = multiprocessing.get_context("forkserver")
 FORK.set_forkserver_preload(["nbdev.test", "torch", "pytorch_lightning", "effdet", "albumentations", "seaborn", "cxr_nbdev.train"])
 RUN = dict(data="synthetic", limit=20, image_size=64, epochs=3, batch_size=4, accelerator="cpu", val_fraction=0.3, augment="cxr", lr=1e-3, monitor="val_loss")
+MIX = dict(mixup=0.3, cutmix=0.2, mosaic=0.2, paste=0.3)
 KINDS = {  # what a checkpoint has to carry
-    "quick": dict(architecture="stub", average="ema"),
+    "quick": dict(architecture="stub", average="ema", **MIX),
     "ema": dict(average="ema"),
     "swa": dict(average="swa", swa_start=0.4, scheduler="cosine", warmup=2, optimizer="sgd", accumulate=2),
-    "plateau": dict(scheduler="plateau", average="ema", freeze="backbone", thaw_epoch=1, backbone_lr=0.3, num_workers=1),
+    "plateau": dict(scheduler="plateau", average="ema", freeze="backbone", thaw_epoch=1, backbone_lr=0.3, num_workers=1, **MIX),
     "stops": dict(early_stop=1, lr=1e-12, scheduler="none", monitor="map", epochs=6),
     "fitted": dict(limit=0, anchors="fit", class_weights="balanced", find_lr=True, average="ema"),
 }
