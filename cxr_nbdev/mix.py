@@ -153,6 +153,7 @@ def find_place(
     y,x = np.unravel_index(fit.argmax(), fit.shape)
     return (round((X1+x-x1)/f), round((Y1+y-y1)/f)), float(fit[y,x])
 
+# %% ../nbs/02a_mix.ipynb #05222caf
 def paste(
     host:Scene, # gets the finding
     donor:Scene,
