@@ -26,6 +26,7 @@ class TrainConfig:
     architecture:str = "tf_efficientdet_lite0" # detector, see list_detectors()
     backbone:str = ""           # any timm features model; empty: the architecture's own
     pretrained:bool = False     # start from published weights (needs a network, once)
+    start_from:str = ""         # a run or a checkpoint whose weights the training begins with; empty: none
     anchors:str = "fixed"       # fixed: anchor_scale and the usual ratios; fit: scale and ratios fitted to the training boxes
     anchor_scale:float = 3.0    # side of the smallest anchor in strides of its level, smaller finds smaller; 0: the architecture's own
     class_loss:str = "focal"    # what judges the classes: focal, quality or varifocal
