@@ -180,6 +180,7 @@ def _value_problem(name, value, cls=TrainConfig):
 # %% ../nbs/03g_config.ipynb #b15ee86b
 def _joint_problems(v):
     "What is wrong between values that are each fine."
+    if "fold" not in v: return # no training
     if v.get("split"): yield from _manifest_problems(v)
     elif v.get("folds") == 1: yield "`folds` is 1: one fold leaves nothing to train on; 0 is a hold-out, 2 or more are folds"
     elif v.get("folds", 0) > 1 and v["fold"] >= v["folds"]: yield f"`fold` is {v['fold']}, with `folds` {v['folds']} it runs from 0 to {v['folds']-1}"
