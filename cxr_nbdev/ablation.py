@@ -23,8 +23,8 @@ from .data import Tables, data_hash, near
 from .folds import write_folds
 from .imagelevel import image_level_scores, image_level_truth, ranking_areas
 from .localize import T_IOUS, prepare_localize
-from .metrics import floor_predictions, mean_defined, ratio
-from .model import load_detector, read_checkpoint
+from .metrics import blind_floor, floor_predictions, mean_defined, ratio
+from .model import load_detector
 from .module import predict_dataset
 from .plot import PALETTE, grid
 from .predfiles import read_coco_truth, read_predictions, write_coco_predictions, write_coco_truth
@@ -91,9 +91,9 @@ def read_numbers(text, name)->list: # of int
 # %% ../nbs/04a_ablation.ipynb #04ab0014
 def plan(cfg:AblationConfig, split=None)->dict: # split: of the folds that were made here; (arm, fold, seed) -> TrainConfig, in the order of the training
     "The trainings of an ablation; ValueError with what is wrong in any of them."
-    mine = {f.name for f in fields(AblationConfig)} & {f.name for f in fields(TrainConfig)}-{"folds", "seed"}
+    mine = ({f.name for f in fields(AblationConfig)} & {f.name for f in fields(TrainConfig)})-{"folds", "seed"}
     base = {k: getattr(cfg, k) for k in mine} | read_words(cfg.common)
-    if bad := [k for k in read_words(cfg.common) if k in SHARED and k in mine | {"run", "resume", "folds", "fold", "seed", "early_stop"}]: raise ValueError(f"`common` sets `{bad[0]}`, which is decided elsewhere")
+    if bad := [k for k in read_words(cfg.common) if k in mine | {"run", "resume", "folds", "fold", "seed", "early_stop"}]: raise ValueError(f"`common` sets `{bad[0]}`, which has a parameter of its own or is the ablation's to decide")
     if not cfg.split: base["split"] = str(split or "folds.csv")
     out, arms = {}, read_arms(cfg.arms)
     for seed in read_numbers(cfg.seeds, "seeds"):
@@ -123,7 +123,7 @@ def prepare(cfg:AblationConfig, home:Path)->dict: # as `plan`
     todo = plan(cfg, home/"folds.csv")
     one = {arm: tc for (arm, _, _), tc in todo.items()}
     for arm, tc in one.items():
-        try: check_inputs(replace(tc, resume=False))
+        try: check_inputs(tc)
         except (ValueError, OSError) as e: raise ValueError(f"the arm `{arm}`: {e}") from None
     if not cfg.split: write_folds(get_tables(replace(next(iter(todo.values())), limit=0))[0], cfg.n_folds, cfg.seed, home/"folds.csv")
     return todo
@@ -134,7 +134,7 @@ def save_last(run:Run, data, batch_size=8, device="cpu"):
     preds = predict_dataset(load_detector(run.last, classes=data.tables.classes), data.val, batch_size, device)
     (run.folder/"last").mkdir(exist_ok=True)
     write_coco_truth(data.val.tables, run.folder/"last/truth.json")
-    write_json(run.folder/"last/floor.json", read_checkpoint(run.last)[0]["extra"]["blind_floor"])
+    write_json(run.folder/"last/floor.json", blind_floor(data.train.tables))
     write_coco_predictions(preds, data.val.tables, run.folder/"last/predictions.json")           # the last file: what has it is finished
 
 def run_once(tc:TrainConfig, # of the plan
