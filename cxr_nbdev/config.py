@@ -26,6 +26,7 @@ class TrainConfig:
     architecture:str = "tf_efficientdet_lite0" # detector, see list_detectors()
     backbone:str = ""           # any timm features model; empty: the architecture's own
     pretrained:bool = False     # start from published weights (needs a network, once)
+    start_from:str = ""         # a run or a checkpoint whose weights the training begins with; empty: none
     anchors:str = "fixed"       # fixed: anchor_scale and the usual ratios; fit: scale and ratios fitted to the training boxes
     anchor_scale:float = 3.0    # side of the smallest anchor in strides of its level, smaller finds smaller; 0: the architecture's own
     class_loss:str = "focal"    # what judges the classes: focal, quality or varifocal
@@ -179,6 +180,7 @@ def _value_problem(name, value, cls=TrainConfig):
 # %% ../nbs/03g_config.ipynb #b15ee86b
 def _joint_problems(v):
     "What is wrong between values that are each fine."
+    if "fold" not in v: return # no training
     if v.get("split"): yield from _manifest_problems(v)
     elif v.get("folds") == 1: yield "`folds` is 1: one fold leaves nothing to train on; 0 is a hold-out, 2 or more are folds"
     elif v.get("folds", 0) > 1 and v["fold"] >= v["folds"]: yield f"`fold` is {v['fold']}, with `folds` {v['folds']} it runs from 0 to {v['folds']-1}"

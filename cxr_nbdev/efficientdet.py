@@ -226,6 +226,13 @@ def stages(self:EfficientDet):
     single = {f"blocks.{i}": [b] for i, b in enumerate(parts["blocks"])} if "blocks" in parts else {n: [parts[n]] for n in parts if n not in stem}
     return dict(backbone=[self.net.backbone], stem=[parts[n] for n in stem], **single, neck=[self.net.fpn], heads=[self.net.class_net, self.net.box_net])
 
+# %% ../nbs/03c_efficientdet.ipynb #3ab8da88
+@patch
+def by_class(self:EfficientDet, name, v, n): # name and tensor of a state dict with n classes; a view of it with the classes first, None for all but the class head's last layer
+    "Which rows of which weights speak for each class."
+    last = name.startswith("net.class_net.predict.") and "conv_dw" not in name
+    return v.unflatten(0, (-1, n)).transpose(0, 1) if last else None
+
 # %% ../nbs/03c_efficientdet.ipynb #eba7589c
 def reachable(url:str, # of the file, or of its server
               seconds:float=2.5 # to wait at most, looking up the name included

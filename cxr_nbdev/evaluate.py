@@ -19,7 +19,7 @@ from .data import CLASS_SETS, Tables, class_map, data_hash, list_class_sets, loa
 from .dataset import CXRDataset
 from .files import atomic_write
 from .fullreport import build_report, report_page, save_report
-from .leakage import drop_overlap
+from .leakage import drop_overlap, seen_before
 from .metrics import floor_predictions
 from .model import load_detector, read_checkpoint
 from .module import predict_dataset
@@ -27,7 +27,7 @@ from .postprocess import SETTINGS
 from .readings import find_readings, load_readings
 from .rundata import LABELS, get_pixels, known_root, read_options, recorded_skips
 from .run import list_runs, local_path, read_json, runs_dir, versions, write_json
-from .split import limit_tables, patient_hash
+from .split import limit_tables
 from .train import check_device, device_name
 
 # %% ../nbs/05_eval.ipynb #f4ce6055
@@ -116,10 +116,8 @@ def eval_tables(cfg:EvalConfig, subject:Subject, *more): # (Tables, which subset
 
 # %% ../nbs/05_eval.ipynb #a8921e2d
 def seen_patients(t:Tables, subject:Subject): # a bool an image
-    "Which images are of patients that the detector was trained on."
-    joined = t.info.get("overlap", {}).get("patients_joined", {}) # old pseudonym -> new one, where sources share a patient
-    known = subject.train_patients | {new for old, new in joined.items() if old in subject.train_patients}
-    return t.images.patient_id.map(lambda p: patient_hash(p) in known).to_numpy(bool)
+    "Which images are of patients that the detector was trained on, in its run or in one that it started from."
+    return seen_before(t, subject.facts)
 
 def val_images(subject:Subject)->set: # image ids
     "The validation images of a run."

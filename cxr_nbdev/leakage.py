@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SIDE', 'WAVES', 'TURNS', 'ZOOMS', 'thumbnail', 'image_hash', 'turn_image', 'close_hashes', 'alike', 'is_copy',
            'find_copies', 'nih_names', 'Overlap', 'find_overlap', 'overlap_table', 'Report', 'leakage_report',
-           'drop_overlap', 'known_patients']
+           'drop_overlap', 'known_patients', 'earlier_patients', 'seen_before']
 
 # %% ../nbs/00k_leakage.ipynb #43536076
 from concurrent.futures import ThreadPoolExecutor
@@ -327,3 +327,22 @@ def known_patients(
     now = {patient_hash(p) for p in tables.images.patient_id.unique()}
     joined = tables.info.get('overlap', {}).get('patients_joined', {})
     return sorted(now | {old for old, new in joined.items() if new in now})
+
+def earlier_patients(
+    facts:dict, # what a checkpoint says of its training: source, train_patients, and earlier_patients where it began with another's weights
+)->dict: # {source: pseudonyms}
+    "Everybody whom a checkpoint's weights were trained on, in its own run or before it"
+    out = {k: list(v) for k, v in facts.get('earlier_patients', {}).items()}
+    own = facts.get('source') or ''
+    return out | {own: sorted({*out.get(own, ()), *facts.get('train_patients', ())})}
+
+def seen_before(
+    tables:Tables, # any images
+    facts:dict, # what a checkpoint says of its training
+)->np.ndarray: # bool, one an image
+    "Which images are of patients that a checkpoint was trained on; films drawn by a program and real ones are never of the same"
+    drawn = tables.info['source'] == 'synthetic'
+    known = {p for source, who in earlier_patients(facts).items() if (source == 'synthetic') == drawn or not source for p in who}
+    joined = tables.info.get('overlap', {}).get('patients_joined', {}) # old pseudonym -> new one, where sources share a patient
+    known |= {new for old, new in joined.items() if old in known}
+    return tables.images.patient_id.map(lambda p: patient_hash(p) in known).to_numpy(bool)

@@ -46,6 +46,8 @@ class Detector(nn.Module):
         raise NotImplementedError
     def stages(self): # returns dict of stage name -> list of modules, from the input to the output
         return {}
+    def by_class(self, name, v, n): # name and tensor of a state dict with n classes; returns a view of it with the classes first, None where it has no rows of a class
+        return None
     def spec(self): # returns plain values from which `create_detector(**spec)` builds the same detector, less its weights
         return dict(name=self.name, classes=list(self.classes), image_size=self.image_size,
                     mean=[round(v, 6) for v in self.mean.flatten().tolist()], std=[round(v, 6) for v in self.std.flatten().tolist()])

@@ -102,6 +102,7 @@ class Data:
     policy: dict
     root: str = "" # folder of the images, for the record
     dropped: dict = field(default_factory=dict) # image that another source has too, and was left out -> the one that stays
+    earlier: dict = field(default_factory=dict) # source -> pseudonyms of those whom the weights at the start were trained on
     @property
     def train(self): return self.loaders.train
     @property

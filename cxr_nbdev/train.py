@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['check_device', 'device_name', 'make_detector', 'check_inputs', 'check_steps', 'split_table', 'choose_anchors',
-           'anchor_report', 'weigh_classes', 'fit_to_data', 'plot_lr', 'save_figure', 'choose_batch_size', 'choose_lr',
-           'say_found', 'save_found', 'checkpoint_facts', 'start', 'best_by', 'fit', 'amend_checkpoint', 'finish',
-           'result_line', 'make_figures', 'close', 'train', 'train_ranks']
+           'anchor_report', 'begin_with', 'weigh_classes', 'fit_to_data', 'plot_lr', 'save_figure', 'choose_batch_size',
+           'choose_lr', 'say_found', 'save_found', 'checkpoint_facts', 'start', 'best_by', 'fit', 'amend_checkpoint',
+           'finish', 'result_line', 'make_figures', 'close', 'train', 'train_ranks']
 
 # %% ../nbs/04_train.ipynb #8f586139
 import platform, shutil, tempfile
@@ -28,7 +28,7 @@ from .leakage import known_patients
 from .losses import balanced_weights
 from .metrics import blind_floor, evaluate_detections, floor_predictions
 from .files import atomic_write, check_space
-from .model import create_detector, load_detector, open_checkpoint
+from .model import create_detector, load_detector, open_checkpoint, read_checkpoint
 from .module import DetectionModule, make_trainer, predict_dataset, quiet_lightning
 from .operate import choose_points, operating
 from .optim import param_groups, warmup_share
@@ -40,6 +40,7 @@ from .recovery import stopped_early
 from .report import best_cases, metrics_table, plot_confusion, plot_history, show_cases, worst_cases
 from .run import Run, continued, mlflow_logger, open_run, papermill_output, plain, record, runs_dir, write_json
 from .rundata import Data, chosen_sources, get_data, read_options, recorded_skips
+from .startfrom import read_origin, say_start, start_weights
 from .stats import add_intervals, evaluate_floor
 
 # %% ../nbs/04_train.ipynb #0458a54b
@@ -65,7 +66,7 @@ def make_detector(cfg:TrainConfig, # architecture, backbone, image_size ...
     "The detector that `cfg` asks for, with the frozen stages frozen."
     torch.manual_seed(cfg.seed)
     asked = {k: getattr(cfg, k) for k in ("class_loss", "box_loss", "matching", "label_smoothing", *SETTINGS) if getattr(cfg, k) != getattr(TrainConfig, k)} | more
-    try: det = create_detector(cfg.architecture, classes, cfg.image_size, backbone=cfg.backbone, pretrained=cfg.pretrained, anchor_scale=cfg.anchor_scale, **asked)
+    try: det = create_detector(cfg.architecture, classes, cfg.image_size, backbone=cfg.backbone, pretrained=cfg.pretrained and not cfg.start_from, anchor_scale=cfg.anchor_scale, **asked)
     except TypeError as e:
         if not asked: raise
         raise ValueError(f"the detector {cfg.architecture} has ways of its own and does not take {', '.join(asked)} ({e}); leave them at their defaults") from None
@@ -83,6 +84,7 @@ def check_inputs(cfg:TrainConfig, # to be trained
     "What can be checked before any image is read."
     parts = dict(device=lambda: check_device(cfg.accelerator, cfg.precision, cfg.devices), detector=lambda: make_detector(cfg, tuple(class_map(cfg.classes))),
                  policy=lambda: make_policy(cfg.augment, cfg.image_size), folder=lambda: resolve_source(*chosen_sources(cfg)), options=lambda: read_options(cfg.data_options),
+                 origin=lambda: cfg.start_from and not cfg.resume and read_origin(cfg.start_from, cfg.architecture, cfg.backbone),
                  ranks=lambda: check_ranks(cfg.devices, cfg.batch_size, cfg.find_lr and not cfg.resume, cfg.find_batch_size and not cfg.resume, launch or cfg.resume))
     made, wrong = {}, []
     for k, make in parts.items():
@@ -130,6 +132,21 @@ def anchor_report(used:dict, tables:Tables, image_size): # used: from `choose_an
     shapes = f", width/height {', '.join(f'{w/h:.2g}' for w, h in r)}" if r else ""
     return f"anchors: {used['how']} (scale {used['anchor_scale']:g}{shapes}); {c.covered['all']:.0%} of the training boxes have one", c
 
+# %% ../nbs/04_train.ipynb #ae5ce26e
+def begin_with(cfg:TrainConfig, run:Run, detector, data:Data, show=print)->dict: # what the record keeps of it; empty where the weights are new
+    "Give the detector the weights that `start_from` names; a run that is resumed from a checkpoint of its own only keeps the record."
+    if not cfg.start_from: return {}
+    was = run.config.get("started_from", {}) if run.resumed else {}
+    if run.resumed and run.last.exists():
+        data.earlier = read_checkpoint(run.last)[0]["extra"].get("earlier_patients", {})
+        return was
+    origin = read_origin(cfg.start_from, cfg.architecture, cfg.backbone)
+    if was and was["sha256"] != origin.sha256:
+        raise ValueError(f"the run `{run.name}` began with another {was['checkpoint']}: its sha256 was {was['sha256'][:12]}..., that of {cfg.start_from} is {origin.sha256[:12]}... now. Bring the old file back, or start a new run")
+    facts, data.earlier = start_weights(detector, origin, data.train.tables, data.val.tables)
+    show(say_start(facts, cfg.pretrained))
+    return facts
+
 # %% ../nbs/04_train.ipynb #87eb0541
 def weigh_classes(cfg:TrainConfig, run:Run, detector, data:Data)->dict: # class -> weight; empty where every class counts the same
     "Give the detector the class weights that `cfg` asks for, from the training boxes; a resumed run keeps those it was started with."
@@ -147,8 +164,9 @@ def fit_to_data(cfg:TrainConfig, run:Run, detector, data:Data, device="cpu", sho
     check_steps(cfg, len(data.loaders.sampler))
     detector, anchors_used = choose_anchors(cfg, run, detector, data)
     show(anchor_report(anchors_used, data.train.tables, cfg.image_size)[0])
-    explained(lambda: preflight(detector, data.loaders, not (run.resumed or cfg.pretrained), device), detector, data.loaders, cfg, device).act(show)
-    return detector, dict(weights_by_class=weigh_classes(cfg, run, detector, data), anchors_used=anchors_used)
+    started_from = begin_with(cfg, run, detector, data, show)
+    explained(lambda: preflight(detector, data.loaders, not (run.resumed or cfg.pretrained or cfg.start_from), device), detector, data.loaders, cfg, device).act(show)
+    return detector, dict(weights_by_class=weigh_classes(cfg, run, detector, data), anchors_used=anchors_used, started_from=started_from)
 
 # %% ../nbs/04_train.ipynb #2f2a9be7
 def plot_lr(curve:pd.DataFrame, lr:float): # figure
@@ -204,7 +222,7 @@ def save_found(cfg:TrainConfig, run:Run, tried, lr_curve, logger=None)->dict: # 
 def checkpoint_facts(cfg:TrainConfig, run:Run, data:Data)->dict:
     "What a checkpoint says of its origin; plain values."
     return dict(run=run.name, class_set=cfg.classes, class_map=class_map(cfg.classes), source=data.source, score_threshold=cfg.score_threshold, manifest_hash=data.split.hash, n_train_images=len(data.train),
-                train_patients=known_patients(data.train.tables), blind_floor=blind_floor(data.train.tables))
+                train_patients=known_patients(data.train.tables), earlier_patients=data.earlier, blind_floor=blind_floor(data.train.tables))
 
 # %% ../nbs/04_train.ipynb #abbba6cf
 def start(cfg:TrainConfig, run:Run, data:Data, device="cpu", logger=None, **facts)->Run:

@@ -3,6 +3,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from functools import partial
@@ -23,6 +24,7 @@ KINDS = {  # what a checkpoint has to carry
     "swa": dict(average="swa", swa_start=0.4, scheduler="cosine", warmup=2, optimizer="sgd", accumulate=2),
     "plateau": dict(scheduler="plateau", average="ema", freeze="backbone", thaw_epoch=1, backbone_lr=0.3, num_workers=1, **MIX),
     "stops": dict(early_stop=1, lr=1e-12, scheduler="none", monitor="map", epochs=6),
+    "begun": dict(architecture="stub", average="ema", start_from="quick"),
     "fitted": dict(limit=0, anchors="fit", class_weights="balanced", find_lr=True, average="ema"),
 }
 FITTED = ("lr", "anchors_used", "weights_by_class")  # what the record of such a run holds, found before the first epoch
@@ -94,6 +96,7 @@ def train(values, folder, started, where="", at=0):
         with mock.patch.multiple(t, **never if run.resumed else dict(lr_range_test=partial(t.lr_range_test, steps=60))):
             detector, facts = t.fit_to_data(cfg, run, detector, data, device, show=lambda line: None)
             cfg, _ = t.choose_lr(cfg, run, detector, data)
+    facts |= dict(started_from=t.begin_with(cfg, run, detector, data, show=lambda line: None))
     with mock.patch.object(module, "SafeCheckpoints", dying(where, at)):
         t.start(cfg, run, data, device, **facts)
         started.set()
@@ -142,6 +145,7 @@ def undisturbed(tmp_path_factory, few_images):
 
     def get(kind):
         if kind not in made:
+            if earlier := KINDS[kind].get("start_from"): get(earlier)
             values = {**RUN, "data_root": str(few_images), "run": kind, **KINDS[kind]}
             code, seconds = once(values, home)
             assert code == 0
@@ -150,9 +154,16 @@ def undisturbed(tmp_path_factory, few_images):
     return get
 
 
+def origin_of(kind, undisturbed, home):
+    "The run that this one starts from lies beside it."
+    earlier = KINDS[kind].get("start_from")
+    if earlier and not (home/earlier).exists(): shutil.copytree(undisturbed(earlier)[1], home/earlier)
+
+
 def check(kind, kills, undisturbed, home):
     "Killed as `kills` says (seconds, or a write), then continued to the end: nothing differs."
     values, whole, _ = undisturbed(kind)
+    origin_of(kind, undisturbed, home)
     for k in kills:
         code, _ = once(values, home, **k)
         assert code in (0, -signal.SIGKILL), f"it ended with {code}, not by the kill"
@@ -174,6 +185,17 @@ def test_killed_twice(tmp_path, undisturbed):
     "Half way through a write, and somewhere in the training."
     seconds = undisturbed("quick")[2]
     check("quick", [dict(where="within", at=random.Random(1).randint(3, 5)), dict(seconds=seconds*random.Random(2).random())], undisturbed, tmp_path)
+
+
+def test_killed_after_a_start_from(tmp_path, undisturbed):
+    "Killed before it had a checkpoint of its own it starts from the earlier run again, and only from that very file; later it goes on with its own weights, whatever has become of that."
+    check("begun", [dict(where="within", at=1)], undisturbed, tmp_path)
+    facts, same_facts = ({k: v for k, v in recorded(o, ["started_from"])["started_from"].items() if k != "checkpoint"} for o in (tmp_path/"begun", undisturbed("begun")[1]))
+    assert facts == same_facts and facts["run"] == "quick" and len(facts["sha256"]) == 64
+    whole, mine = (torch.load(undisturbed(k)[1]/"best.ckpt", weights_only=True)["cxr_nbdev"]["extra"] for k in ("quick", "begun"))
+    assert mine["earlier_patients"] == {"synthetic": whole["train_patients"]}
+    (tmp_path/"quick/best.ckpt").unlink()
+    assert once({**undisturbed("begun")[0], "epochs": 4}, tmp_path)[0] == 0
 
 
 @pytest.mark.slow
