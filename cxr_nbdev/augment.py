@@ -97,9 +97,9 @@ def acquisition_transforms(
 def occlusion_transforms(
     size:int, # side of the image, pixels
 )->list:
-    "What lies over it"
-    from cxr_nbdev.films import Patches
-    return [Patches((1,5), (.06,.16), p=.35)]
+    "What lies over it: devices, text, patches"
+    from cxr_nbdev.films import BurntText, Devices, Patches
+    return [Devices(p=.4), BurntText(p=.4), Patches((1,5), (.06,.16), p=.25)]
 
 # %% ../nbs/02_augment.ipynb #9c41a0ea
 def strong_transforms(
@@ -107,12 +107,13 @@ def strong_transforms(
 )->list:
     "All four groups, each a little rarer"
     A = albumentations_module()
-    from cxr_nbdev.films import Breath, Collimation, CropAround, Grain, GridLines, Patches, Scatter, Tone, Window
-    return [A.Affine(rotate=(-10,10), scale=(.85,1.15), keep_ratio=True, translate_percent=(-.06,.06), rotate_method='ellipse', p=.8),
+    from cxr_nbdev.films import Breath, BurntText, Collimation, CropAround, Devices, Grain, GridLines, Patches, Scatter, Tone, Window
+    return [Devices(p=.2),
+            A.Affine(rotate=(-10,10), scale=(.85,1.15), keep_ratio=True, translate_percent=(-.06,.06), rotate_method='ellipse', p=.8),
             Breath(.02, p=.3), CropAround((.8,1.), p=.2),
             Scatter((.1,.6), p=.25), A.GaussianBlur(0, (.3,max(.5,size/512)), p=.15), Grain((1,5), p=.25), GridLines(p=.05), Collimation(p=.15),
             A.OneOf([Tone(p=.3), Window(p=.3), A.RandomGamma((75,135), p=.3), A.CLAHE((1.,2.5), (8,8), p=.1)], p=.6),
-            Patches((1,4), (.06,.16), p=.15), A.InvertImg(p=.01)]
+            BurntText(p=.25), Patches((1,4), (.06,.16), p=.15), A.InvertImg(p=.01)]
 
 # %% ../nbs/02_augment.ipynb #3e6b575e
 POLICIES = {'none': (lambda size: [], 0.), 'predecessor': (predecessor_transforms, .5), # name -> its transforms, probability of a flip

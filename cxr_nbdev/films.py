@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['DEPTH', 'radiation', 'developed', 'scattered', 'Look', 'Scatter', 'grainy', 'Grain', 'grid_lines', 'GridLines',
            'collimated', 'free_edges', 'Collimation', 'tone_shape', 'match_tone', 'Tone', 'windowed', 'Window',
-           'breath_field', 'breathe', 'breathe_boxes', 'Breath', 'crop_side', 'CropAround', 'covered', 'Patches']
+           'breath_field', 'breathe', 'breathe_boxes', 'Breath', 'crop_side', 'CropAround', 'covered', 'Patches',
+           'Devices', 'BurntText']
 
-# %% ../nbs/01d_films.ipynb #56c34fa8
+# %% ../nbs/01d_films.ipynb #36f1fc35
 import math
 import cv2
 import numpy as np
 from albumentations import DualTransform
+from .devices import draw_devices, draw_text, stamp, standard_place
 
 # %% ../nbs/01d_films.ipynb #f84ee263
 DEPTH = 3. # natural logarithm of how much more radiation black got than white: an assumption
@@ -322,3 +324,33 @@ class Patches(Look):
         img = img.copy()
         for x1,y1,x2,y2 in rects: img[y1:y2,x1:x2] = img[y1:y2,x1:x2].mean()
         return img
+
+# %% ../nbs/01d_films.ipynb #449e9eb8
+class Devices(Look):
+    "Tubes, lines, electrodes, metal; of no finding is more than `most` behind metal"
+    def __init__(self, bedside=.7, most=.3, p=.5): # share of the films with what patients have at the bedside
+        super().__init__(p=p)
+        self.bedside,self.most = bedside,most
+    def get_params_dependent_on_data(self, params, data):
+        boxes,S,u = _pixels(data, params), params['shape'][0], self.py_random.uniform
+        for _ in range(4):
+            rng,view = np.random.default_rng(self.py_random.getrandbits(32)), 'AP' if u(0, 1) < self.bedside else 'PA'
+            place,scale = standard_place(S, u(34, 42), (u(.46, .54), u(.46, .54)))
+            a,names = draw_devices(rng, place, scale, S, view)
+            if names and (covered(boxes, a > .87) <= self.most).all(): return dict(attenuation=a)
+        return dict(attenuation=None)
+    def apply(self, img, attenuation, **_): return img.copy() if attenuation is None else stamp(img, attenuation)
+
+class BurntText(Look):
+    "Letters and words in the film; of no finding is more than `most` under them"
+    def __init__(self, bedside=.5, most=.3, p=.5): # share of the films with the words of the bedside
+        super().__init__(p=p)
+        self.bedside,self.most = bedside,most
+    def get_params_dependent_on_data(self, params, data):
+        boxes,S = _pixels(data, params), params['shape'][0]
+        for _ in range(4):
+            rng,view = np.random.default_rng(self.py_random.getrandbits(32)), 'AP' if self.py_random.random() < self.bedside else 'PA'
+            ink,cover = draw_text(rng, S, view)
+            if (covered(boxes, np.maximum(ink, cover) > .5) <= self.most).all(): return dict(ink=ink, cover=cover)
+        return dict(ink=None, cover=None)
+    def apply(self, img, ink, cover, **_): return img.copy() if ink is None else stamp(img, None, ink, cover)
