@@ -56,7 +56,7 @@ def test_names_and_pictures():
 @pytest.mark.slow
 def test_record(runs, small_set, monkeypatch):
     "Lost boxes are counted exactly, with and without workers, and over an interruption; here by a policy that loses many."
-    from cxr_nbdev.augment import POLICIES, albumentations_module
+    from cxr_nbdev.augment import POLICIES, albumentations_module, make_policy, policy_from_dict
     from cxr_nbdev.config import parse_config
     from cxr_nbdev.ranks import RankSampler
     from cxr_nbdev.rundata import get_data
@@ -70,6 +70,10 @@ def test_record(runs, small_set, monkeypatch):
     at_once = run(run="workers", num_workers=2)
     run(run="alone", num_workers=0, epochs=1)
     assert run(run="alone", num_workers=0, resume=True) == at_once
+    written = json.loads((runs/"workers/config.json").read_text())["augment_policy"]
+    now, back = make_policy("away", 64), policy_from_dict(written)
+    image = np.random.default_rng(0).integers(0, 256, (64, 64)).astype(np.uint8)
+    assert all(np.array_equal(now(image, [], [], s)[0], back(image, [], [], s)[0]) for s in range(4)) and written["mix"]["mosaic"] == .4
     data, counts = get_data(parse_config(values)), {k: Counter() for k in ("boxes", "lost", "mix_lost")}
     for epoch in range(2):
         data.loaders.sampler.set_epoch(epoch)
