@@ -218,7 +218,7 @@ def parse_config(values:dict, # name -> value, from a notebook, YAML or a comman
         if name not in types:
             problems.append(f"there is no parameter `{name}`{near(name, types)}")
             continue
-        if isinstance(value, bool) and "yes" in CHOICES.get(name, ()): value = "yes" if value else "no" # YAML takes these words for true and false
+        if "yes" in CHOICES.get(name, ()): value = {"true": "yes", "false": "no"}.get(str(value).lower(), value) # YAML takes these words for true and false
         try: known[name] = read_value(value, types[name])
         except ValueError as e: problems.append(f"`{name}`: {e}")
         else: problems += filter(None, [_value_problem(name, known[name], cls)])
