@@ -60,7 +60,8 @@ class TrainConfig:
     negatives:float = -1.0      # images without a finding for each with a box, drawn anew every epoch; -1: all as they come
     sampling:str = "uniform"    # of images with boxes: uniform, each once an epoch; class, rare classes more often; balanced, all classes alike
     cache:str = "auto"          # folder of the cache of resized images; auto: in memory up to 1 GB, beyond it data/cache; none: in memory
-    augment:str = "none"        # policy, see list_policies(); light is fast, cxr for longer trainings
+    augment:str = "none"        # policy, see list_policies(): light is fast, cxr for longer trainings, strong has all
+    flip:str = "auto"           # mirror half of the training images? auto: as the policy has it; yes or no; a chest has a left and a right
     mixup:float = 0.0           # share of the training images that shine through another one
     cutmix:float = 0.0          # share that gets a rectangle of another one
     mosaic:float = 0.0          # share that is made of four
@@ -145,7 +146,7 @@ def read_value(value, # as it came from a notebook, a YAML file or a command lin
 CHOICES = dict(optimizer=("adamw", "adam", "sgd"), scheduler=("cosine", "plateau", "step", "onecycle", "none"),
                precision=("32", "bf16", "16"), average=("none", "ema", "swa"), overlap=("drop", "refuse", "keep"), sampling=("uniform", "class", "balanced"),
                class_loss=("focal", "quality", "varifocal"), box_loss=("huber", "smooth_l1", "giou", "diou", "ciou"), matching=("iou", "atss"),
-               anchors=("fixed", "fit"), class_weights=("none", "balanced"), unboxed=("ignore", "absent"), nms=("nms", "soft_linear", "soft_gaussian", "wbf"),
+               anchors=("fixed", "fit"), flip=("auto", "yes", "no"), class_weights=("none", "balanced"), unboxed=("ignore", "absent"), nms=("nms", "soft_linear", "soft_gaussian", "wbf"),
                monitor=("map_50", "map_30", "map", "val_loss"),
                accelerator=("auto", "cpu", "gpu", "mps"), subset=("auto", "val", "all", "unseen"), image_score=("max", "noisy_or", "head"))
 RANGES = dict(anchor_scale=(0, 32), label_smoothing=(0, 0.5), nms_iou=(0, 1), score_floor=(0, 1),
@@ -219,6 +220,7 @@ def parse_config(values:dict, # name -> value, from a notebook, YAML or a comman
         if name not in types:
             problems.append(f"there is no parameter `{name}`{near(name, types)}")
             continue
+        if "yes" in CHOICES.get(name, ()): value = {"true": "yes", "false": "no"}.get(str(value).lower(), value) # YAML takes these words for true and false
         try: known[name] = read_value(value, types[name])
         except ValueError as e: problems.append(f"`{name}`: {e}")
         else: problems += filter(None, [_value_problem(name, known[name], cls)])

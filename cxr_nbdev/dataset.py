@@ -8,6 +8,7 @@ __all__ = ['image_complaint', 'to_gray8', 'read_file', 'decode_image', 'read_ima
            'BatchMemory', 'Items', 'CXRDataset', 'collate', 'EpochSampler']
 
 # %% ../nbs/00e_dataset.ipynb #597657b2
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -269,6 +270,9 @@ def _draw(self:CXRDataset, out, epoch, i, again=0):
     if im is not out: np.copyto(out, im)
     return np.asarray(boxes, np.float32).reshape(-1,4), np.asarray(labels, np.int64).reshape(-1)
 
+def _gone(before, after): # class ids of the boxes that an augmentation has dropped
+    return () if len(before)==len(after) else tuple((Counter(before.tolist())-Counter(after.tolist())).elements())
+
 @patch
 def __getitems__(self:CXRDataset, at): # ints, or (epoch, int), or (epoch, int, repetition in this epoch)
     n,S,names,patients = len(self), self.image_size, self.image_ids, self.patient_ids
@@ -281,11 +285,12 @@ def __getitems__(self:CXRDataset, at): # ints, or (epoch, int), or (epoch, int, 
         for out,i in zip(images.numpy()[:,0], rows): np.copyto(out, self.image(i))
         boxes,labels = [self.boxes[i] for i in rows], [self.labels[i] for i in rows]
     else: boxes,labels = zip(*[self._draw(out, o[0], i, *o[2:]) for out,o,i in zip(images.numpy()[:,0], pairs, rows)])
+    gone = [() if self.transform is None else _gone(self.labels[i], l) for i,l in zip(rows, labels)]
     cut = [*map(len, boxes)]
     boxes,labels = (torch.split_with_sizes(torch.from_numpy(np.concatenate(o)), cut) for o in (boxes, labels))
     facts = [torch.from_numpy(o.take(rows, 0)).unbind() for o in (self.ignore, self.orig_sizes, self.to_orig)]
-    return Items(images, [dict(boxes=b, labels=l, ignore=g, orig_size=s, to_orig=a, image_id=names[i], patient_id=patients[i])
-                          for b,l,g,s,a,i in zip(boxes, labels, *facts, rows)])
+    return Items(images, [dict(boxes=b, labels=l, ignore=g, orig_size=s, to_orig=a, image_id=names[i], patient_id=patients[i], lost=o)
+                          for b,l,g,s,a,i,o in zip(boxes, labels, *facts, rows, gone)])
 
 # %% ../nbs/00e_dataset.ipynb #353d4775
 def collate(

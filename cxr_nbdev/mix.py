@@ -263,5 +263,6 @@ def __getitems__(self:Mixed, at): # as of the data set: ints, (epoch, int) or (e
         if m is None: self.applied['no room'] += 1; continue
         self.applied[kind] += 1; self.lost.update(m.lost)
         np.copyto(images[k,0].numpy(), m.image)
-        targets[k] = targets[k] | dict(boxes=torch.from_numpy(m.boxes), labels=torch.from_numpy(m.labels), ignore=torch.from_numpy(m.ignore), box_weights=torch.from_numpy(m.weights))
+        targets[k] = targets[k] | dict(boxes=torch.from_numpy(m.boxes), labels=torch.from_numpy(m.labels), ignore=torch.from_numpy(m.ignore), box_weights=torch.from_numpy(m.weights),
+                                       lost=sum((tuple(targets[j]['lost']) for j in (which[:1] if kind=='paste' else which)), ()), mix_lost=tuple(m.lost.elements()))
     return Items(images[:len(at)], targets[:len(at)])

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['check_device', 'device_name', 'make_detector', 'check_inputs', 'check_steps', 'split_table', 'choose_anchors',
            'anchor_report', 'begin_with', 'weigh_classes', 'fit_to_data', 'plot_lr', 'save_figure', 'choose_batch_size',
-           'choose_lr', 'say_found', 'save_found', 'checkpoint_facts', 'start', 'best_by', 'fit', 'amend_checkpoint',
-           'finish', 'result_line', 'make_figures', 'close', 'train', 'train_ranks']
+           'choose_lr', 'say_found', 'save_found', 'checkpoint_facts', 'start', 'best_by', 'fit', 'count_augmented',
+           'augmented_table', 'amend_checkpoint', 'finish', 'result_line', 'make_figures', 'close', 'train',
+           'train_ranks']
 
 # %% ../nbs/04_train.ipynb #8f586139
 import platform, shutil, tempfile
@@ -18,7 +19,6 @@ import torch
 from matplotlib.pyplot import close as close_figure
 
 from .anchors import anchor_coverage, fit_anchors
-from .augment import make_policy
 from .calibrate import fit_calibration, scored_detections
 from .config import TrainConfig, injected_names, notebook_config
 from .data import Tables, class_map, data_hash, resolve_source
@@ -29,7 +29,7 @@ from .losses import balanced_weights
 from .metrics import blind_floor, evaluate_detections, floor_predictions
 from .files import atomic_write, check_space
 from .model import create_detector, load_detector, open_checkpoint, read_checkpoint
-from .module import DetectionModule, make_trainer, predict_dataset, quiet_lightning
+from .module import BOX_COUNTS, DetectionModule, make_trainer, predict_dataset, quiet_lightning
 from .operate import choose_points, operating
 from .optim import param_groups, warmup_share
 from .plot import grid
@@ -39,7 +39,7 @@ from .ranks import check_ranks, end_others, is_first, leave_ranks, lost_connecti
 from .recovery import stopped_early
 from .report import best_cases, metrics_table, plot_confusion, plot_history, show_cases, worst_cases
 from .run import Run, continued, mlflow_logger, open_run, papermill_output, plain, record, runs_dir, write_json
-from .rundata import Data, chosen_sources, get_data, read_options, recorded_skips
+from .rundata import Data, chosen_sources, get_data, read_options, recorded_skips, run_policy
 from .startfrom import read_origin, say_start, start_weights
 from .stats import add_intervals, evaluate_floor
 
@@ -83,7 +83,7 @@ def check_inputs(cfg:TrainConfig, # to be trained
                 ): # (device, detector); one error with all that is wrong
     "What can be checked before any image is read."
     parts = dict(device=lambda: check_device(cfg.accelerator, cfg.precision, cfg.devices), detector=lambda: make_detector(cfg, tuple(class_map(cfg.classes))),
-                 policy=lambda: make_policy(cfg.augment, cfg.image_size), folder=lambda: resolve_source(*chosen_sources(cfg)), options=lambda: read_options(cfg.data_options),
+                 policy=lambda: run_policy(cfg), folder=lambda: resolve_source(*chosen_sources(cfg)), options=lambda: read_options(cfg.data_options),
                  origin=lambda: cfg.start_from and not cfg.resume and read_origin(cfg.start_from, cfg.architecture, cfg.backbone),
                  ranks=lambda: check_ranks(cfg.devices, cfg.batch_size, cfg.find_lr and not cfg.resume, cfg.find_batch_size and not cfg.resume, launch or cfg.resume))
     made, wrong = {}, []
@@ -267,6 +267,20 @@ def fit(cfg:TrainConfig, run:Run, data:Data, detector, logger=None, show=print, 
             if lost_connection(e): raise ConnectionError("another process of this training has ended, and with it the training; the reason is in its own message") from None
             raise
 
+# %% ../nbs/04_train.ipynb #b0c0b002
+def count_augmented(cfg:TrainConfig, history:pd.DataFrame, classes)->dict: # policy, flip, and for boxes, lost and (of mixed images) mix_lost a number by class; of a history without counts None for the numbers
+    "The boxes that all epochs showed the detector, and those that augmentation dropped."
+    sums = {k: {c: int(history[name].sum()) for c in classes if (name := f"{k}/{c.replace('/', '_')}") in history} or None for k in BOX_COUNTS}
+    return dict(policy=cfg.augment, flip=cfg.flip, **{k: v for k, v in sums.items() if v or k != "mix_lost"})
+
+def augmented_table(counts:dict)->pd.DataFrame: # counts: `augmented_boxes` of metrics.json; index: classes and 'all'; columns boxes, lost (mix_lost), share lost
+    "What augmentation took, class by class."
+    t = pd.DataFrame({k: counts[k] for k in BOX_COUNTS if counts.get(k)})
+    if not len(t): return t
+    t.loc["all"] = t.sum()
+    gone = t.drop(columns="boxes").sum(axis=1)
+    return t.assign(share=(gone/(t.boxes+gone)).round(4)).rename_axis(f"policy {counts['policy']}")
+
 # %% ../nbs/04_train.ipynb #d75d51e3
 def amend_checkpoint(path, **facts):
     "Add to what a checkpoint says of itself."
@@ -284,7 +298,7 @@ def finish(cfg:TrainConfig, run:Run, data:Data, device="cpu"): # (metrics as in 
     val["blind_floor"] = evaluate_floor(floor, data.val.tables, cfg.score_threshold)
     h = pd.read_csv(run.path("history.csv"))
     m = dict(val=val, n_train_images=len(data.train), n_val_images=len(data.val), n_train_patients=data.n_patients("train"), n_val_patients=data.n_patients("val"),
-             seconds=h.seconds.sum(), images_per_second=h.images_per_second.mean(), epochs=len(h), best_epoch=int(open_checkpoint(run.best)["epoch"])+1,
+             seconds=h.seconds.sum(), images_per_second=h.images_per_second.mean(), epochs=len(h), augmented_boxes=count_augmented(cfg, h, data.tables.classes), best_epoch=int(open_checkpoint(run.best)["epoch"])+1,
              last_epoch={k: h[k].iloc[-1] if k in h else None for k in ("map", "map_50", "map_30", "sensitivity", "specificity")})
     amend_checkpoint(run.best, operating_points={rule: choose_points(operating(preds, data.val.tables), rule) for rule in RULES},
                      calibration=fit_calibration(scored_detections(preds, data.val.tables)))
