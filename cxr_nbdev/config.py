@@ -170,7 +170,7 @@ def _value_problem(name, value, cls=TrainConfig):
     if name == "data" and value and (strange := [v for v in value.split("+") if v not in list_sources() and value != "auto"]):
         return f"`data` is {value!r}{near(strange[0], ('auto', *list_sources())) or '.'} It can be: auto, {', '.join(list_sources())}, or several of these joined by +"
     if name == "negatives" and -1 < value < 0: return f"`negatives` is {value:g}: a number of images from 0, or -1 for all as they come"
-    if name in RANGES and not RANGES[name][0] <= value <= RANGES[name][1]:
+    if name in RANGES and not isinstance(value, str) and not RANGES[name][0] <= value <= RANGES[name][1]: # (an ablation's folds are text)
         return f"`{name}` is {value}, it must lie from {RANGES[name][0]:g} to {RANGES[name][1]:g}"
     if name == "score_threshold" and not 0 <= value <= 1 and (cls is TrainConfig or value != -1):
         return f"`score_threshold` is {value}, a score lies from 0 to 1"
