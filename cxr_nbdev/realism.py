@@ -6,7 +6,7 @@
 __all__ = ['HALVES', 'QUANTILES', 'BANDS', 'SIDES', 'half_of', 'split_halves', 'read_images', 'histograms', 'histogram_distance',
            'histogram_curves', 'quantile_table', 'band_power', 'radial_spectrum', 'spectrum_ratio', 'mean_variance',
            'map_table', 'box_table', 'ks_distance', 'ks_limit', 'ks_table', 'simple_numbers', 'tell_apart',
-           'side_by_side', 'realism_report', 'verdict']
+           'side_by_side', 'boxed_only', 'verdict', 'realism_report']
 
 # %% ../nbs/00ca_realism.ipynb #a0c51e03
 import hashlib
@@ -87,7 +87,7 @@ QUANTILES = (.01, .05, .25, .5, .75, .95, .99)
 
 def _quantiles(h, qs): # of (k, 256) mean histograms -> (k, len(qs)), gray values, linear within a bin
     c = np.cumsum(h, -1)
-    return np.stack([np.interp(qs, np.r_[0, o/o[-1]], np.arange(257)-.5) for o in c])
+    return np.stack([np.interp(qs, np.r_[0, o/o[-1]], np.arange(257)-.5).clip(0, 255) for o in c])
 
 def quantile_table(real, drawn, # (n, 256) and (m, 256), from `histograms`
                    patients=None, # of the real ones (n,); None: one a film
@@ -316,29 +316,14 @@ def side_by_side(real, drawn, # (n, size, size) and (m, size, size) uint8
 
 # %% ../nbs/00ca_realism.ipynb #a0c51e21
 def _tables(o, classes): # tables, or a folder of NIH's layout, synthetic or not
-    if isinstance(o, Tables): return o
-    return (load_synthetic if is_synthetic(o) else load_nih)(o, classes=classes)
+    return o if isinstance(o, Tables) else (load_synthetic if is_synthetic(o) else load_nih)(o, classes=classes)
 
-def realism_report(real, # folder in NIH's layout, or tables
-                   drawn, # folder from `make_synthetic`, or tables
-                   half:str='report', # of the real patients: 'tune', 'report', or 'both'
-                   size:int=256, # pixels a side
-                   classes:str='nih8', # of folders
-                   cache=None, # folder for decoded images
-                   n_boot:int=500, seed:int=0,
-                  )->dict: # tables: verdict, boxes, spectrum, quantiles, histogram, histogram_distance, maps, told_apart; images: {'real', 'drawn'} arrays
-    "Every measure of drawn films against one half of the real ones"
-    if half not in (*HALVES, 'both'): raise ValueError(f"half={half!r}: expected 'tune', 'report' or 'both'")
-    real, drawn = _tables(real, classes), _tables(drawn, classes)
-    if half != 'both': real = split_halves(real)[half]
-    a, b = (read_images(o, size, cache) for o in (real, drawn))
-    patients = [o.images.patient_id.astype(str).to_numpy() for o in (real, drawn)]
-    ha, hb = histograms(a), histograms(b)
-    out = {'boxes': ks_table(box_table(real), box_table(drawn), real.classes), 'spectrum': spectrum_ratio(a, b, patients, n_boot=n_boot, seed=seed),
-           'quantiles': quantile_table(ha, hb, patients[0], n_boot=n_boot, seed=seed), 'histogram': histogram_curves(ha, hb, patients[0], n_boot, seed),
-           'histogram_distance': histogram_distance(ha, hb), 'maps': map_table(a, b), 'told_apart': tell_apart(a, b, patients, n_boot=n_boot, seed=seed)}
-    return {'verdict': verdict(out), **out, 'images': {'real': a, 'drawn': b}}
+def boxed_only(tables:Tables, # of any source
+              )->Tables:
+    "The films that have a box: NIH's box list names no others, so drawn films without one have nothing to be compared with"
+    return tables.subset(tables.boxes.image_id.unique())
 
+# %% ../nbs/00ca_realism.ipynb #a0c51e22
 def verdict(report:dict, # 'boxes', 'spectrum' and 'told_apart' of `realism_report`
            )->pd.DataFrame: # rows boxes, spectrum, told apart; columns met (None: no limit set), says
     "What was demanded, and what came out"
@@ -348,3 +333,28 @@ def verdict(report:dict, # 'boxes', 'spectrum' and 'told_apart' of `realism_repo
             'spectrum': (bool(s.within.all()), f"{int(s.within.sum())} of {len(s)} bands within 15%; worst ratio {worst:.2f}"),
             'told apart': (None, f"AUROC {t.auroc['small network']:.2f} of the small network, {t.auroc['all of them']:.2f} of simple numbers")}
     return pd.DataFrame(rows, index=['met', 'says']).T
+
+# %% ../nbs/00ca_realism.ipynb #a0c51e23
+def realism_report(real, # folder in NIH's layout, or tables
+                   drawn, # folder from `make_synthetic`, or tables
+                   half:str='report', # of the real patients: 'tune', 'report', or 'both'
+                   size:int=256, # pixels a side
+                   edges=BANDS, # of the bands of the spectrum, cycles a picture
+                   classes:str='nih8', # of folders
+                   cache=None, # folder for decoded images
+                   page='', # file for `side_by_side`; '' writes none
+                   n_boot:int=500, seed:int=0,
+                  )->dict: # tables: verdict, boxes, spectrum, quantiles, histogram, moved, maps, told_apart; says: one sentence. No pixels
+    "Every measure of the drawn films that have a box against one half of the real ones"
+    if half not in (*HALVES, 'both'): raise ValueError(f"half={half!r}: expected 'tune', 'report' or 'both'")
+    real, drawn = (boxed_only(_tables(o, classes)) for o in (real, drawn))
+    if half != 'both': real = split_halves(real)[half]
+    a, b = (read_images(o, size, cache) for o in (real, drawn))
+    who = [o.images.patient_id.astype(str).to_numpy() for o in (real, drawn)]
+    ha, hb, boot = histograms(a), histograms(b), dict(n_boot=n_boot, seed=seed)
+    if page: side_by_side(a, b, page, seed=seed)
+    out = {'boxes': ks_table(box_table(real), box_table(drawn), real.classes), 'spectrum': spectrum_ratio(a, b, who, edges=edges, **boot),
+           'quantiles': quantile_table(ha, hb, who[0], **boot), 'histogram': histogram_curves(ha, hb, who[0], **boot),
+           'moved': histogram_distance(ha, hb), 'maps': map_table(a, b), 'told_apart': tell_apart(a, b, who, **boot)}
+    count = lambda t: f"{len(t):,} films of {t.images.patient_id.nunique():,} patients with {len(t.boxes):,} boxes"
+    return {'says': f"Real ({half}): {count(real)}; drawn: {count(drawn)}.", 'verdict': verdict(out), **out}
