@@ -325,13 +325,13 @@ def boxed_only(tables:Tables, # of any source
 
 # %% ../nbs/00ca_realism.ipynb #a0c51e22
 def verdict(report:dict, # 'boxes', 'spectrum' and 'told_apart' of `realism_report`
-           )->pd.DataFrame: # rows boxes, spectrum, told apart; columns met (None: no limit set), says
+           )->pd.DataFrame: # rows boxes, spectrum, told apart; columns met ('': no limit was set), says
     "What was demanded, and what came out"
     k, s, t = report['boxes'], report['spectrum'], report['told_apart']
     worst = s.ratio.iloc[int(np.abs(s.ratio-1).argmax())]
     rows = {'boxes': (bool(k.within.all()), f"{int(k.within.sum())} of {len(k)} distances within their limit; mean distance {k.D.mean():.2f}, largest {k.D.max():.2f}"),
             'spectrum': (bool(s.within.all()), f"{int(s.within.sum())} of {len(s)} bands within 15%; worst ratio {worst:.2f}"),
-            'told apart': (None, f"AUROC {t.auroc['small network']:.2f} of the small network, {t.auroc['all of them']:.2f} of simple numbers")}
+            'told apart': ('', f"AUROC {t.auroc['small network']:.2f} of the small network, {t.auroc['all of them']:.2f} of simple numbers")}
     return pd.DataFrame(rows, index=['met', 'says']).T
 
 # %% ../nbs/00ca_realism.ipynb #a0c51e23
