@@ -95,7 +95,7 @@ def heart_parts(an:Anatomy, po:Posture)->np.ndarray: # (3, 7) centre, half axes,
     s,x,full,c,sn = an.size,po.shift,2*an.ratio*an.width,math.cos(an.axis),math.sin(an.axis)
     left,right,big,a,b = full*an.lean, full*(1-an.lean), full/11.8, .535*full, .385*full
     ext,exty,r = math.hypot(a*c, b*sn), math.hypot(a*sn, b*c), 3.3*big
-    cy = float(domes(an, po)[1,1])+1.9*s-.97*exty
+    cy = float(domes(an, po)[1,1])+2.5*s-.97*exty
     return np.array([[left-ext+x, cy, 2.4*s, a, b, .42*full, an.axis], [r-right+x, cy-.1*s, s, r, 5.4*big**.6, 3.7*big**.8, .10],
                      [.9*s+.3*(big-1)+x, cy-.50*exty, 2.4*s, 3.2*big**.7, 5.4*big**.4, 3.2*big**.7, .30]], np.float32)
 
