@@ -8,6 +8,7 @@ __all__ = ['Look', 'draw_look', 'wide', 'quantile', 'expose', 'collimate']
 # %% ../nbs/00bf_film.ipynb #b58e2d24
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -40,16 +41,28 @@ def draw_look(rng, view='PA')->Look:
                 dark=u(.06,.32) if ap else u(.0,.16), curve=u(1.1,2.5), white=u(.78,.86) if ap else u(.84,.92), frame=tuple(map(float, frame)), slant=float(rng.normal(0,.02)*(rng.random()<.3)), soft=u(.4,1.))
 
 # %% ../nbs/00bf_film.ipynb #e8eea82c
-def wide(im, sigma, grid=64): # (B,n,n), pixels
+@lru_cache
+def _enlarge(grid, n): # (n, grid): what bicubic enlargement does to rows and to columns
+    return F.interpolate(torch.eye(grid)[None,:,:,None], size=(n,1), mode='bicubic', align_corners=False)[0,:,:,0].T.contiguous()
+
+def wide(im, # (B, n, n)
+         sigma:float, # pixels
+         grid:int=64, # of the small picture in between
+        )->torch.Tensor:
+    "A broad Gaussian blur, by way of a small picture"
     n = im.shape[-1]
     if n <= grid: return blur(im, sigma)
-    small = F.adaptive_avg_pool2d(im[:,None], grid)[:,0]
-    return F.interpolate(blur(small, sigma*grid/n)[:,None], size=(n,n), mode='bicubic', align_corners=False)[:,0]
+    up = _enlarge(grid, n).to(im.device)
+    return up @ blur(F.adaptive_avg_pool2d(im[:,None], grid)[:,0], sigma*grid/n) @ up.T
 
 # %% ../nbs/00bf_film.ipynb #ab9447f3
-def quantile(x, q): # of a tensor, from at most 20,000 of its values
+def quantile(x, # tensor
+             q:float, # 0 to 1
+            )->torch.Tensor:
+    "The value below which a share q lies, from at most 40,000 of the values"
     x = x.reshape(-1)
-    return torch.quantile(x[::max(1, len(x)//20000)], q)
+    x = x[::max(1, len(x)//20000)]
+    return x.kthvalue(1+round(q*(len(x)-1))).values
 
 # %% ../nbs/00bf_film.ipynb #273ddaf1
 def expose(absorbed, soft, lung, look, width, rng): # (n,n) tensors of one film; width of the film, cm

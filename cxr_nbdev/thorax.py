@@ -130,14 +130,25 @@ class Body:
         self.soft,self.gas = soft_parts(an, po)
 
 # %% ../nbs/00bd_thorax.ipynb #e8d6d364
-def stack(arrays, device): return torch.as_tensor(np.stack(arrays), dtype=torch.float32, device=device)
+def stack(arrays, # B of one shape
+          device,
+         )->torch.Tensor: # (B, ...) float32
+    "Arrays of B bodies as one tensor"
+    return torch.as_tensor(np.stack(arrays), dtype=torch.float32).to(device)
 
 # %% ../nbs/00bd_thorax.ipynb #ed0c2200
-def solid(beam, e, k=0): # (B,n,7) parts, which one -> window, interval in it
-    c,a = e[:,k,:3],e[:,k,3:6]
-    r = a.clone(); r[:,:2] = torch.where(e[:,k,6:]!=0, a[:,:2].amax(1,keepdim=True), a[:,:2])
-    at = window(beam, c, r)
-    return at, ellipsoid(beam.cut(*at), c, a, e[:,k,6] if (e[:,k,6]!=0).any() else None)
+def _around(beam, e, k): # window of a part
+    co,si = np.cos(e[:,k,6]),np.sin(e[:,k,6])
+    a,b,c = e[:,k,3:6].T
+    return window(beam, e[:,k,:3], np.stack([np.hypot(a*co, b*si), np.hypot(a*si, b*co), c], 1))
+
+def solid(beam,
+          e, # (B, n, 7) numpy: centre, half axes, turn of n ellipsoids
+          k:int=0, # which of them
+         )->tuple: # ((rows, cols), interval in there)
+    "One ellipsoid, computed only where its shadow falls"
+    at = _around(beam, e, k)
+    return at, ellipsoid(beam.cut(*at), e[:,k,:3], e[:,k,3:6], e[:,k,6] if e[:,k,6].any() else None)
 
 # %% ../nbs/00bd_thorax.ipynb #d1af8334
 def cut(i, rows, cols, k=slice(None)): # of a tensor or an interval (B, H, W)
@@ -154,29 +165,45 @@ class Chest:
         device='cpu',
     ):
         self.bodies,self.size,self.at,self.beam = list(bodies),size,(slice(None),slice(None)),Beam(views, size, device)
-        get = lambda n: stack([getattr(b, n) for b in bodies], device)
+        get = lambda n: np.stack([getattr(b, n) for b in self.bodies])
         self.x,self.y = self.beam.xy(0.)
-        self.cavity,self.middle = round_solid(self.beam, get('cavity'), .6), round_solid(self.beam, get('middle'), -.4)
+        self.cavity,self.middle = self.round(get('cavity'), .6),self.round(get('middle'), -.4)
         self.floor,self.belly = under_diaphragm(self.beam, get('dome'))
         self.put_heart(get('heart'), get('great'))
-        self.put_soft(round_solid(self.beam, get('trunk'), .9), get('soft'), get('gas'))
+        self.put_soft(self.round(get('trunk'), .9), get('soft'), get('gas'))
         self.extra,self.marks = torch.zeros_like(self.lung), torch.ones_like(self.lung)
 
+# %% ../nbs/00bd_thorax.ipynb #f48e03ac
+@patch
+def round(self:Chest,
+    t, # (B, 4, 241) numpy: curves of a round solid
+    square:float,
+)->tuple: # interval, (B, size, size)
+    "A round solid, computed in the columns it reaches"
+    far = np.stack([(t[:,0]+np.abs(t[:,3])).max(1), np.full(len(t), 60.), (t[:,1]+np.abs(t[:,2])).max(1)], 1)
+    cols,out = window(self.beam, np.zeros((len(t),3)), far)[1],[torch.zeros_like(self.x) for _ in range(2)]
+    for o,i in zip(out, round_solid(self.beam.cut(slice(None), cols), torch.as_tensor(t).to(self.x.device), square)): o[:,:,cols] = i
+    return tuple(out)
+
 # %% ../nbs/00bd_thorax.ipynb #e8f475a4
-def under_diaphragm(beam, domes): # (B,2,2) -> level of the diaphragm at z=1, interval of each ray below it
+def under_diaphragm(beam,
+                    domes, # (B, 2, 2) numpy: x, y of the tops, right and left
+                   )->tuple: # level of the diaphragm at z = 1, (B, size, size); interval of each ray below it
     "Two paraboloids: what of each ray lies in the belly"
     x,y = beam.xy(1.)
-    side = torch.sigmoid(x*3.3)
-    xc,top = (torch.lerp(domes[:,0,i,None,None], domes[:,1,i,None,None], side) for i in (0,1))
-    o = (x-xc)*torch.sign(xc)
-    o = torch.maximum(o, -.55*o)**2                        # flatter towards the middle
-    floor = top+.043*o*(1+.024*o)
-    r = ((y-floor)*20).clamp(min=0).sqrt()
+    side,d = torch.sigmoid(x*3.3),torch.as_tensor(domes).to(x.device)
+    xc,top = (torch.lerp(d[:,0,i,None,None], d[:,1,i,None,None], side) for i in (0,1))
+    o = (x-xc).mul_(xc.sign())
+    o = torch.maximum(o, -.55*o).square_()                 # flatter towards the middle
+    floor = top.addcmul_(o*.043, 1+.024*o)
+    r = (y-floor).mul_(20).clamp_(min=0).sqrt_()
     return floor, (1-r, 1+r)
 
 # %% ../nbs/00bd_thorax.ipynb #3f9b52ff
 @patch
-def free(self:Chest, a): # interval -> (B,H,W) cm
+def free(self:Chest,
+    a, # interval, (B, H, W)
+)->torch.Tensor: # (B, H, W) cm
     "How much of an interval lies in lung"
     out,(r,c) = uncovered(a, [self.middle, self.belly]), self.box
     if r.stop > r.start and c.stop > c.start: out[:,r,c] = uncovered(cut(a,r,c), [cut(self.middle,r,c), cut(self.belly,r,c), *self.heart])
@@ -184,9 +211,12 @@ def free(self:Chest, a): # interval -> (B,H,W) cm
 
 # %% ../nbs/00bd_thorax.ipynb #9ce19282
 @patch
-def put_heart(self:Chest, heart, great):
+def put_heart(self:Chest,
+    heart, # (B, 3, 7) numpy
+    great, # (B, 7, 7) numpy
+):
     "Heart and great vessels displace lung"
-    at = [solid(self.beam, heart, k)[0] for k in range(heart.shape[1])]
+    at = [_around(self.beam, heart, k) for k in range(heart.shape[1])]
     self.box = tuple(slice(min(a[i].start for a in at), max(a[i].stop for a in at)) for i in (0,1))
     self.heart = [ellipsoid(self.beam.cut(*self.box), heart[:,k,:3], heart[:,k,3:6], heart[:,k,6]) for k in range(heart.shape[1])]
     self.lung = self.free(self.cavity)
@@ -197,14 +227,17 @@ def put_heart(self:Chest, heart, great):
 
 # %% ../nbs/00bd_thorax.ipynb #7b09cf05
 @patch
-def put_soft(self:Chest, trunk, soft, gas):
+def put_soft(self:Chest,
+    trunk, # interval
+    soft, gas, # (B, 4, 7) numpy
+):
     "Trunk, arms, breasts; gas"
     self.soft,self.gas = length(trunk), torch.zeros_like(self.x)
-    for k in range(4):
+    for k in range(2 if soft[:,2:,3].max() < .1 else 4):
         (r,c),i = solid(self.beam, soft, k)
         if k < 2: self.soft[:,r,c] += uncovered(i, [cut(trunk,r,c)])
         else:                                              # a breast hangs: its lower border is sharp, its upper one fades
-            y,b,t = (soft[:,k,j,None,None] for j in (1,4,5))
+            y,b,t = (torch.as_tensor(soft[:,k,j,None,None]).to(self.x.device) for j in (1,4,5))
             self.soft[:,r,c] += length(i)**2.4*(2*t)**-1.4*torch.sigmoid((cut(self.y,r,c)-y+.35*b)/(.28*b))
     for k in range(gas.shape[1]):
         (r,c),i = solid(self.beam, gas, k)
