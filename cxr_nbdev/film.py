@@ -33,7 +33,9 @@ class Look:
     soft:float=.4 # blur of focus, movement and detector, mm at the film
 
 # %% ../nbs/00bf_film.ipynb #3a8cf095
-def draw_look(rng, view='PA')->Look:
+def draw_look(rng, # numpy Generator
+              view:str='PA', # or 'AP'
+             )->Look:
     "An exposure at random; bedside films (AP) have no grid and more scatter"
     u,ap = rng.uniform,view=='AP'
     frame = np.where(rng.random(4) < .06, rng.exponential(.03, 4), 0).clip(0, .12)
@@ -65,8 +67,14 @@ def quantile(x, # tensor
     return x.kthvalue(1+round(q*(len(x)-1))).values
 
 # %% ../nbs/00bf_film.ipynb #273ddaf1
-def expose(absorbed, soft, lung, look, width, rng): # (n,n) tensors of one film; width of the film, cm
-    "-> (n,n) float tensor, 0 black to 1 white"
+def expose(absorbed, # (n, n) line integrals of one film
+           soft, # (n, n) cm of body
+           lung, # (n, n) cm of lung
+           look:Look,
+           width:float, # of the film, cm
+           rng, # numpy Generator, for the grain
+          )->torch.Tensor: # (n, n), 0 black to 1 white
+    "From what the rays meet to the picture on the screen"
     n,dev = absorbed.shape[-1],absorbed.device
     light,cm = torch.exp(-absorbed)[None], n/width
     light = light+look.scatter*wide(light*(absorbed > .8), look.spread*cm)
@@ -86,7 +94,10 @@ def expose(absorbed, soft, lung, look, width, rng): # (n,n) tensors of one film;
     return (look.white*x).clamp(0,1)
 
 # %% ../nbs/00bf_film.ipynb #610993d6
-def collimate(x, look, rng): # (n,n)
+def collimate(x, # (n, n) picture
+              look:Look, # its `frame` and `slant`
+              rng=None, # not used: everything is in the look
+             )->torch.Tensor:
     "Black where the beam was masked"
     n = x.shape[-1]; p = (torch.arange(n, device=x.device)+.5)/n
     X,Y = p[None,:]+look.slant*(p[:,None]-.5), p[:,None]-look.slant*(p[None,:]-.5)

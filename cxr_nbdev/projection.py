@@ -224,7 +224,9 @@ def _frame(path): # (3, B, R, T) -> length of the steps over two points, two uni
     t /= step.clamp(min=1e-6)
     e = t*-t[1]
     e[1] += 1                                              # across the tube, as upright as may be
-    e /= (1-t[1]**2).clamp_(min=1e-6).sqrt_()              # its length: t has length one
+    up = (1-t[1]**2).clamp_(min=1e-6).sqrt_()              # its length: t has length one
+    e /= up
+    e[0] = torch.where(up > 1e-3, e[0], 1.)                # an upright tube has no upright across
     return step, e, torch.linalg.cross(t, e, dim=0)
 
 def tube_points(path, # (B, R, T, 3) cm

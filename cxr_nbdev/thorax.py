@@ -47,7 +47,8 @@ class Anatomy:
     def old(self)->float: return float(np.clip((self.age-45)/40, 0, 1)) # 0 young, 1 old
 
 # %% ../nbs/00bd_thorax.ipynb #cfb254b8
-def draw_patient(rng): # numpy Generator
+def draw_patient(rng, # numpy Generator
+                )->Anatomy:
     "An adult at random"
     n,sex = rng.normal, str(rng.choice(['M','F'], p=[.58,.42]))
     f,age = sex=='F', int(np.clip(rng.normal(48,16), 16, 92))
@@ -70,7 +71,9 @@ class Posture:
     shift:float=0. # of the mediastinum to the left, cm
 
 # %% ../nbs/00bd_thorax.ipynb #b1e5dd90
-def outlines(an:Anatomy, po:Posture)->dict: # cavity, trunk, middle: (4, levels)
+def outlines(an:Anatomy,
+             po:Posture,
+            )->dict: # cavity, trunk, middle: (4, 241)
     "Rib cage, trunk and mediastinum by level: half width, half depth, middle in z, middle in x"
     s,W,H,fat,old = an.size,an.width,an.depth,an.fat,an.old
     cavity = profile(s*np.array([-13.6,-13.2,-12.3,-10.5,-8,-4,1,6,11,16]), W*np.array([.02,.30,.50,.665,.79,.90,.965,1,1.01,.98]),
@@ -84,13 +87,17 @@ def outlines(an:Anatomy, po:Posture)->dict: # cavity, trunk, middle: (4, levels)
     return dict(cavity=cavity, trunk=trunk, middle=middle)
 
 # %% ../nbs/00bd_thorax.ipynb #39fb2b2d
-def domes(an:Anatomy, po:Posture)->np.ndarray: # (2, 2) x, y of the tops of the diaphragm, right and left
+def domes(an:Anatomy,
+          po:Posture,
+         )->np.ndarray: # (2, 2) x, y of the tops, right and left
     "Where the diaphragm is highest; it sinks with breath"
     s,down = an.size, (1-po.breath)*3.6
     return np.array([[-6.4*s+.3*po.shift, (7.6-down)*s-po.rise_right], [6.8*s+.3*po.shift, (8.7-down)*s-po.rise_left]], np.float32)
 
 # %% ../nbs/00bd_thorax.ipynb #db64b622
-def heart_parts(an:Anatomy, po:Posture)->np.ndarray: # (3, 7) centre, half axes, turn in the plane of the film
+def heart_parts(an:Anatomy,
+                po:Posture,
+               )->np.ndarray: # (3, 7) centre, half axes, turn in the plane of the film
     "Ventricles, right atrium and outflow tract as ellipsoids that lie on the diaphragm"
     s,x,full,c,sn = an.size,po.shift,2*an.ratio*an.width,math.cos(an.axis),math.sin(an.axis)
     left,right,big,a,b = full*an.lean, full*(1-an.lean), full/11.8, .535*full, .385*full
@@ -100,7 +107,9 @@ def heart_parts(an:Anatomy, po:Posture)->np.ndarray: # (3, 7) centre, half axes,
                      [.9*s+.3*(big-1)+x, cy-.50*exty, 2.4*s, 3.2*big**.7, 5.4*big**.4, 3.2*big**.7, .30]], np.float32)
 
 # %% ../nbs/00bd_thorax.ipynb #65b94a95
-def great_vessels(an:Anatomy, po:Posture)->np.ndarray: # (7, 7)
+def great_vessels(an:Anatomy,
+                  po:Posture,
+                 )->np.ndarray: # (7, 7) as above
     "Aortic arch, descending and ascending aorta, upper vena cava, pulmonary trunk, right and left pulmonary artery"
     s,k,x,h = an.size,an.knob,.8*po.shift,an.hilum
     return np.array([[1.6*s+x+.5*k, -6.3*s, -1.5*s, k, 1.1*k, 2.6*s, 0], [1.4*s+x+.35*k, 2*s, -5.5*s, .9*k, 10.5*s, .9*k, 0],
@@ -108,7 +117,9 @@ def great_vessels(an:Anatomy, po:Posture)->np.ndarray: # (7, 7)
         [2.6*s+x, -2.4*s, 1.8*s, 1.9*s, 3.6*s, 2.2*s, 0], [-3.5*s+x, -.6*s, -.6*s, 1.25*s*h, 2.4*s, 1.3*s, 0], [4.1*s+x, -2.1*s, -1.4*s, 1.3*s*h, 1.9*s, 1.4*s, 0]], np.float32)
 
 # %% ../nbs/00bd_thorax.ipynb #01e45543
-def soft_parts(an:Anatomy, po:Posture)->tuple: # (4, 7) arms and breasts; (4, 7) gas of stomach and bowel
+def soft_parts(an:Anatomy,
+               po:Posture,
+              )->tuple: # (4, 7) arms and breasts; (4, 7) gas of stomach and bowel
     "What lies outside the rib cage, and below the left dome"
     s,rng,out = an.size,np.random.default_rng(an.seed+5),1-po.arms
     thick,r,b = (4.3+.5*an.fat)*s, max(an.breast,.01), an.width+an.fat
@@ -123,7 +134,10 @@ def soft_parts(an:Anatomy, po:Posture)->tuple: # (4, 7) arms and breasts; (4, 7)
 # %% ../nbs/00bd_thorax.ipynb #8fa51df8
 class Body:
     "One patient in one posture: the solids as small arrays"
-    def __init__(self, an:Anatomy, po:Posture=Posture()):
+    def __init__(self,
+        an:Anatomy,
+        po:Posture=Posture(),
+    ):
         self.an,self.po,self.dome = an,po,domes(an, po)
         self.__dict__.update(outlines(an, po))
         self.heart,self.great = heart_parts(an, po),great_vessels(an, po)
@@ -151,7 +165,10 @@ def solid(beam,
     return at, ellipsoid(beam.cut(*at), e[:,k,:3], e[:,k,3:6], e[:,k,6] if e[:,k,6].any() else None)
 
 # %% ../nbs/00bd_thorax.ipynb #d1af8334
-def cut(i, rows, cols, k=slice(None)): # of a tensor or an interval (B, H, W)
+def cut(i, # tensor or interval, (B, H, W)
+        rows, cols, # slices
+        k=slice(None), # of the films
+       ):
     "A part of a map, sharing its memory"
     return i[k,rows,cols] if torch.is_tensor(i) else tuple(o[k,rows,cols] for o in i)
 
@@ -162,7 +179,7 @@ class Chest:
         bodies, # B of `Body`
         views, # B of `View`
         size:int=256, # pixels a side
-        device='cpu',
+        device='cpu', # 'cuda': the same on a GPU
     ):
         self.bodies,self.size,self.at,self.beam = list(bodies),size,(slice(None),slice(None)),Beam(views, size, device)
         get = lambda n: np.stack([getattr(b, n) for b in self.bodies])
@@ -268,7 +285,10 @@ def part(self:Chest,
 def _ring(n): return np.linspace(0, 1, n, dtype=np.float32)
 
 # %% ../nbs/00bd_thorax.ipynb #696f43bd
-def ribs(b, dense=1.): # -> path (24,T,3), radius (24,T)
+def ribs(b:Body,
+         dense:float=1., # points along
+        )->tuple: # path (24, T, 3), radius (24, T), cm
+    "Twelve pairs, from the spine to where they turn to cartilage"
     an,po,s,k = b.an,b.po,b.an.size,np.arange(12)
     end = np.array([1.9,2.2,2.4,2.45,2.45,2.4,2.3,2.15,2.0,1.8,1.25,.9])[:,None]
     drop = np.array([.36,.55,.72,.84,.93,1,1.03,1.02,.98,.9,.55,.4])*(an.slope+(1-po.breath)*1.5)
@@ -300,7 +320,10 @@ def _vertebra(n=150): # points of one, about its middle, 1 = half width across, 
     return np.concatenate(P).astype(np.float32), np.concatenate(M).astype(np.float32)
 
 # %% ../nbs/00bd_thorax.ipynb #2ab2959b
-def spine(b, dense=1.): # -> points (N,3), mass (N,)
+def spine(b:Body,
+          dense:float=1.,
+         )->tuple: # points (N, 3) cm, mass (N,) cm3 of compact bone
+    "Twenty vertebrae in a row"
     an,s,k = b.an,b.an.size,np.arange(-5,15)
     p,m = _vertebra(int(150*dense**1.5))
     y = s*(-13.2+2.3*k+.03*k*np.abs(k))
@@ -311,10 +334,21 @@ def spine(b, dense=1.): # -> points (N,3), mass (N,)
 
 # %% ../nbs/00bd_thorax.ipynb #3ae5d6b3
 @lru_cache
-def _random(n, seed): return np.random.default_rng(seed).random((2,n), np.float32), np.random.default_rng(seed).standard_normal((n,3)).astype(np.float32)
+def _even(n): # n points evenly in a triangle (two shares); n of a ball, the first half on its surface
+    i = np.arange(n)+.5
+    a,c = (i*.7548776662)%1, (i*.5698402910)%1
+    f,k = a+c > 1, n//2
+    j = np.concatenate([i[:k]/k, i[:n-k]/(n-k)])
+    z,ang = 1-2*j, 2.399963*np.concatenate([i[:k], i[:n-k]])
+    v = np.stack([np.sqrt(1-z*z)*np.cos(ang), z, np.sqrt(1-z*z)*np.sin(ang)], -1)
+    v[k:] *= np.cbrt((i[:n-k]*.7548776662)%1)[:,None]
+    return (np.where(f,1-a,a), np.where(f,1-c,c)), v.astype(np.float32)
 
 # %% ../nbs/00bd_thorax.ipynb #8975b9f9
-def girdle(b, dense=1.): # -> tubes [(path, radius, flat, wall)], points, mass
+def girdle(b:Body,
+           dense:float=1.,
+          )->tuple: # path (12, T, 3), radius (12, T); points (N, 3), mass (N,)
+    "Collar bones, shoulder blades, upper arms: tubes, and points for what is flat or round"
     an,s,out = b.an,b.an.size,1-b.po.arms
     rng,T = np.random.default_rng(an.seed+3), int(110*dense)
     t,lines,rads,P,M = _ring(T),[],[],[],[]
@@ -327,17 +361,19 @@ def girdle(b, dense=1.): # -> tubes [(path, radius, flat, wall)], points, mass
         sup,inf,socket,top = at(8.6,-11.2,-8.6,1), at(10.8,2.6,-9.3,1.4), at(15.6,-10.2,-4.5,.5), at(17.6,-13.4,-3,.3)
         line(go(sup,inf,(.4*e,-.2,-.4)), .28); line(go(inf,socket,(-.6*e,-.2,-.4)), .42); line(go(sup,socket,(.3*e,-.2,-.4)), .22)
         line(go(.72*sup+.28*inf, top, (0,-.3,-1.6)), .3+.4*t)
-        (a,c),v = _random(int(3000*dense**2), 1)
-        f = a+c > 1; a,c = np.where(f,1-a,a), np.where(f,1-c,c)
+        (a,c),v = _even(int(3000*dense**2))
         P.append(sup+a[:,None]*(inf-sup)+c[:,None]*(socket-sup)); M.append(np.full(len(a), .13*an.bone*np.linalg.norm(np.cross(inf-sup,socket-sup))/2/len(a)))
         head = at(18.3,-10.6,-2.5,.5)
-        v = v/np.linalg.norm(v,axis=-1,keepdims=True)*np.where(np.arange(len(v))%2, 1, a**.33)[:,None]
         P.append(head+2.25*s*v); M.append(np.full(len(v), an.bone*9*s**3/len(v)))
         line(head+t[:,None]*np.array([e*(2+7*out), 26, 1+3*out])*s, 1.15+.7*np.exp(-(t/.08)**2))                  # humerus
     return np.stack(lines), np.stack(rads), np.concatenate(P), np.concatenate(M)
 
 # %% ../nbs/00bd_thorax.ipynb #58dadbdf
-def vessels(b, dense=1., seed=None, sides=(-1,1)): # -> list of (path (R,T,3), radius (R,T), around) by generation
+def vessels(b:Body,
+            dense:float=1.,
+            seed=None, # another tree than the patient's own
+            sides=(-1,1), # right, left
+           )->list: # by generation: path (R, T, 3), radius (R, T), points a ring
     "Trees of vessels that fork six times from the roots of both lungs; none leaves the chest"
     an,s,rng,out = b.an,b.an.size,np.random.default_rng(b.an.seed+4 if seed is None else seed),[]
     unit = lambda v: v/np.linalg.norm(v, axis=-1, keepdims=True)
@@ -363,7 +399,10 @@ def vessels(b, dense=1., seed=None, sides=(-1,1)): # -> list of (path (R,T,3), r
     return out
 
 # %% ../nbs/00bd_thorax.ipynb #726fbae0
-def airways(b, dense=1.): # trachea and main bronchi -> path (3,T,3), radius (3,T)
+def airways(b:Body,
+            dense:float=1.,
+           )->tuple: # path (3, T, 3), radius (3, T)
+    "Trachea and main bronchi"
     s,x,t = b.an.size, .7*b.po.shift, _ring(int(110*dense))
     fork = np.array([.2*s+x,-4*s,-1.8*s])
     go = lambda q,a0,a1: (q[0]+t[:,None]*(q[1]-q[0])+np.sin(np.pi*t)[:,None]*[.15,0,0], s*(a0+(a1-a0)*t))
@@ -371,15 +410,21 @@ def airways(b, dense=1.): # trachea and main bronchi -> path (3,T,3), radius (3,
     return tuple(np.stack(o) for o in zip(*tubes))
 
 # %% ../nbs/00bd_thorax.ipynb #8bd084d8
-def lay_tubes(beam, got, flat=1., wall=0., around=12): # list of (path, radius), one a film -> (B,size,size) cm
+def lay_tubes(beam,
+              got, # of each film: path (R, T, 3), radius (R, T)
+              flat=1., wall=0., around=12, # as in `tube_points`
+             )->list: # x, y, z, mass: (B, N)
+    "Points of the tubes of B films"
     n = max(len(p) for p,_ in got)
     fill = lambda a: np.concatenate([a, np.zeros((n-len(a),*a.shape[1:]), a.dtype)]) if len(a) < n else a
     path,rad = stack([fill(p) for p,_ in got], beam.device), stack([fill(r) for _,r in got], beam.device)
     return tube_points(path, rad, flat, wall, around)
 
 # %% ../nbs/00bd_thorax.ipynb #17995d6d
-def skeleton(chest, dense=None):
-    "Bone along the rays: (B, size, size) cm of compact bone"
+def skeleton(chest:Chest,
+             dense=None, # None: as the size asks for
+            )->torch.Tensor: # (B, size, size) cm of compact bone
+    "Bone along the rays"
     bs,bm = chest.bodies,chest.beam
     dense = dense or chest.size/256
     a = lay_tubes(bm, [ribs(b,dense) for b in bs], .55, .13, 12)
@@ -393,7 +438,11 @@ def skeleton(chest, dense=None):
     return blur(deposit(bm, x, y, z, w), .45*chest.size/256)
 
 # %% ../nbs/00bd_thorax.ipynb #ba129bf6
-def vessel_map(chest, dense=None, **kw):
+def vessel_map(chest:Chest,
+               dense=None, # None: as the size asks for
+               **kw # for `vessels`
+              )->torch.Tensor: # (B, size, size) cm of blood
+    "Vessels along the rays"
     bs,bm = chest.bodies,chest.beam
     dense = dense or chest.size/256
     trees = [vessels(b, dense, **kw) for b in bs]
@@ -401,9 +450,12 @@ def vessel_map(chest, dense=None, **kw):
     return blur(deposit(bm, *(torch.cat(o,1) for o in zip(*parts))), .45*chest.size/256)
 
 # %% ../nbs/00bd_thorax.ipynb #cd1df9c6
-def absorb(chest, dense=None):
-    "What the rays meet: (B, size, size) line integrals -ln(I/I0)"
+def absorb(chest:Chest,
+           dense=None, # points of tubes; None: as the size asks for
+          )->torch.Tensor: # (B, size, size) line integrals -ln(I/I0)
+    "What the rays meet"
     bm,n = chest.beam,chest.size
-    air = blur(deposit(bm, *lay_tubes(bm, [airways(b, n/256) for b in chest.bodies], .95, 0., 24)), .8*n/256)
-    p = SOFT*(chest.soft-chest.lung-air-.85*chest.gas)+LUNG*chest.lung+BONE*skeleton(chest)
-    return p+(SOFT-LUNG)*vessel_map(chest)*(chest.lung/4).clamp(max=1)*chest.marks+chest.extra
+    dense = dense or n/256
+    air = blur(deposit(bm, *lay_tubes(bm, [airways(b, dense) for b in chest.bodies], .95, 0., 24)), .8*n/256)
+    p = SOFT*(chest.soft-chest.lung-air-.85*chest.gas)+LUNG*chest.lung+BONE*skeleton(chest, dense)
+    return p+(SOFT-LUNG)*vessel_map(chest, dense)*(chest.lung/4).clamp(max=1)*chest.marks+chest.extra
