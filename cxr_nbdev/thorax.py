@@ -309,14 +309,15 @@ def ribs(b:Body,
 def _vertebra(n=150): # points of one, about its middle, 1 = half width across, cm otherwise; mass for bone=1
     rng,P,M = np.random.default_rng(0),[],[]
     def add(x, y, z, m): P.append(np.stack(np.broadcast_arrays(x,y,z),-1)); M.append(np.full(len(P[-1]), m/len(P[-1])))
-    disc = lambda n: (lambda a,r: (r*np.cos(a), 1.3*r*np.sin(a)))(rng.uniform(0,6.283,n), np.sqrt(rng.uniform(0,1,n)))
-    a,c = disc(3*n); q = rng.uniform(-1,1,3*n)
+    even = lambda n: [((np.arange(n)+.5)*a)%1 for a in (.8191725134,.6710436067,.5497004779)] # fills a cube evenly
+    disc = lambda u,v: (np.sqrt(v)*np.cos(2*np.pi*u), 1.3*np.sqrt(v)*np.sin(2*np.pi*u))
+    u,v,w = even(3*n); (a,c),q = disc(u,v),2*w-1
     add(1.45*a*(1-.12*(1-q*q)), .9*q, c-6.6, 1.3)                                     # spongy bone
     for e in (-1,1):
-        a,c = disc(n); add(1.45*a, e*.9+rng.normal(0,.05,n), c-6.6, .45)              # end plates
-        t = rng.uniform(0,6.283,n); add(e*1.0+.28*np.cos(t), .48*np.sin(t)-.25, rng.uniform(-.4,.4,n)-8, .22)    # pedicles
-        t = rng.uniform(0,1,n//2); add(e*(1.2+1.7*t), rng.normal(0,.22,n//2)-.1-.35*t, -8.8, .22)                # transverse processes
-    t = rng.uniform(-1,1,n//2); add(rng.normal(0,.13,n//2), .9+.75*t, -10., .22)       # spinous process
+        u,v,_ = even(n); a,c = disc(u,v); add(1.45*a, e*.9+rng.normal(0,.05,n), c-6.6, .45)              # end plates
+        t = 2*np.pi*u; add(e*1.0+.28*np.cos(t), .48*np.sin(t)-.25, .8*v-8.4, .22)    # pedicles
+        t = u[:n//2]; add(e*(1.2+1.7*t), rng.normal(0,.22,n//2)-.1-.35*t, -8.8, .22)                # transverse processes
+    t = 2*u[:n//2]-1; add(rng.normal(0,.13,n//2), .9+.75*t, -10., .22)       # spinous process
     return np.concatenate(P).astype(np.float32), np.concatenate(M).astype(np.float32)
 
 # %% ../nbs/00bd_thorax.ipynb #2ab2959b
