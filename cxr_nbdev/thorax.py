@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SOFT', 'LUNG', 'BONE', 'Anatomy', 'draw_patient', 'Posture', 'outlines', 'domes', 'heart_parts', 'great_vessels',
-           'soft_parts', 'Body', 'stack', 'solid', 'cut', 'Chest', 'under_diaphragm', 'ribs', 'spine', 'girdle',
-           'vessels', 'airways', 'lay_tubes', 'skeleton', 'vessel_map', 'absorb']
+           'soft_parts', 'Body', 'stack', 'solid', 'cut', 'Chest', 'under_diaphragm', 'ribs', 'spine', 'heads',
+           'girdle', 'vessels', 'airways', 'lay_tubes', 'skeleton', 'vessel_map', 'absorb']
 
 # %% ../nbs/00bd_thorax.ipynb #aca816a7
 import math
@@ -335,21 +335,22 @@ def spine(b:Body,
 
 # %% ../nbs/00bd_thorax.ipynb #3ae5d6b3
 @lru_cache
-def _even(n): # n points evenly in a triangle (two shares); n of a ball, the first half on its surface
+def _even(n): # n points evenly in a triangle: two shares
     i = np.arange(n)+.5
     a,c = (i*.7548776662)%1, (i*.5698402910)%1
-    f,k = a+c > 1, n//2
-    j = np.concatenate([i[:k]/k, i[:n-k]/(n-k)])
-    z,ang = 1-2*j, 2.399963*np.concatenate([i[:k], i[:n-k]])
-    v = np.stack([np.sqrt(1-z*z)*np.cos(ang), z, np.sqrt(1-z*z)*np.sin(ang)], -1)
-    v[k:] *= np.cbrt((i[:n-k]*.7548776662)%1)[:,None]
-    return (np.where(f,1-a,a), np.where(f,1-c,c)), v.astype(np.float32)
+    f = a+c > 1
+    return np.where(f,1-a,a), np.where(f,1-c,c)
+
+def heads(b:Body)->np.ndarray: # (4, 7): right and left, then what is inside of both
+    "Heads of the upper arm bones as balls"
+    s,out,u = b.an.size,1-b.po.arms,np.random.default_rng(b.an.seed+3).normal(0,.4,2)
+    return np.array([[e*(18.3*s+.95*out*s), -10.6*s+v, -2.5*s, *[q*s]*3, 0] for q in (2.35,2.1) for e,v in zip((-1,1),u)], np.float32)
 
 # %% ../nbs/00bd_thorax.ipynb #8975b9f9
 def girdle(b:Body,
            dense:float=1.,
           )->tuple: # path (12, T, 3), radius (12, T); points (N, 3), mass (N,)
-    "Collar bones, shoulder blades, upper arms: tubes, and points for what is flat or round"
+    "Collar bones, shoulder blades, upper arms: tubes, and points for the plates of the blades"
     an,s,out = b.an,b.an.size,1-b.po.arms
     rng,T = np.random.default_rng(an.seed+3), int(110*dense)
     t,lines,rads,P,M = _ring(T),[],[],[],[]
@@ -362,10 +363,9 @@ def girdle(b:Body,
         sup,inf,socket,top = at(8.6,-11.2,-8.6,1), at(10.8,2.6,-9.3,1.4), at(15.6,-10.2,-4.5,.5), at(17.6,-13.4,-3,.3)
         line(go(sup,inf,(.4*e,-.2,-.4)), .28); line(go(inf,socket,(-.6*e,-.2,-.4)), .42); line(go(sup,socket,(.3*e,-.2,-.4)), .22)
         line(go(.72*sup+.28*inf, top, (0,-.3,-1.6)), .3+.4*t)
-        (a,c),v = _even(int(3000*dense**2))
+        a,c = _even(int(3000*dense**2))
         P.append(sup+a[:,None]*(inf-sup)+c[:,None]*(socket-sup)); M.append(np.full(len(a), .13*an.bone*np.linalg.norm(np.cross(inf-sup,socket-sup))/2/len(a)))
-        head = at(18.3,-10.6,-2.5,.5)
-        P.append(head+2.25*s*v); M.append(np.full(len(v), an.bone*9*s**3/len(v)))
+        head = heads(b)[int(e>0),:3]
         line(head+t[:,None]*np.array([e*(2+7*out), 26, 1+3*out])*s, 1.15+.7*np.exp(-(t/.08)**2))                  # humerus
     return np.stack(lines), np.stack(rads), np.concatenate(P), np.concatenate(M)
 
@@ -436,7 +436,11 @@ def skeleton(chest:Chest,
     pts = [np.concatenate([q[2], o[0]]) for q,o in zip(g,sp)]; m = [np.concatenate([q[3], o[1]]) for q,o in zip(g,sp)]
     P,m = stack(pts, bm.device), stack(m, bm.device)
     x,y,z,w = (torch.cat(o,1) for o in zip((a[0],a[1],a[2],a[3]*bone),(c[0],c[1],c[2],c[3]*bone),(P[...,0],P[...,1],P[...,2],m)))
-    return blur(deposit(bm, x, y, z, w), .45*chest.size/256)
+    out,balls = deposit(bm, x, y, z, w),np.stack([heads(b) for b in bs])
+    for k in range(4):                                     # what is inside 2.1 cm is spongy
+        (r,c),i = solid(bm, balls, k)
+        out[:,r,c] += length(i)*bone[:,:,None]*(.283 if k < 2 else .094-.283)
+    return blur(out, .45*chest.size/256)
 
 # %% ../nbs/00bd_thorax.ipynb #ba129bf6
 def vessel_map(chest:Chest,
