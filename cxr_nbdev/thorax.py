@@ -366,7 +366,8 @@ def girdle(b:Body,
         a,c = _even(int(3000*dense**2))
         P.append(sup+a[:,None]*(inf-sup)+c[:,None]*(socket-sup)); M.append(np.full(len(a), .13*an.bone*np.linalg.norm(np.cross(inf-sup,socket-sup))/2/len(a)))
         head = heads(b)[int(e>0),:3]
-        line(head+t[:,None]*np.array([e*(2+7*out), 26, 1+3*out])*s, 1.15+.7*np.exp(-(t/.08)**2))                  # humerus
+        q = t*(.3+.7*t)                                    # closer together at the wide end
+        line(head+q[:,None]*np.array([e*(2+7*out), 26, 1+3*out])*s, 1.15+.7*np.exp(-(q/.08)**2))                  # humerus
     return np.stack(lines), np.stack(rads), np.concatenate(P), np.concatenate(M)
 
 # %% ../nbs/00bd_thorax.ipynb #58dadbdf
@@ -430,7 +431,7 @@ def skeleton(chest:Chest,
     dense = dense or chest.size/256
     a = lay_tubes(bm, [ribs(b,dense) for b in bs], .55, .13, 12)
     g = [girdle(b,dense) for b in bs]
-    c = lay_tubes(bm, [(q[0],q[1]) for q in g], .9, .11, 14)
+    c = [torch.cat(o,1) for o in zip(*(lay_tubes(bm, [(q[0][k],q[1][k]) for q in g], .9, .11, n) for k,n in (([0,1,2,3,4,6,7,8,9,10],12), ([5,11],40))))]
     sp = [spine(b,dense) for b in bs]
     bone = torch.tensor([b.an.bone for b in bs], device=bm.device)[:,None]
     pts = [np.concatenate([q[2], o[0]]) for q,o in zip(g,sp)]; m = [np.concatenate([q[3], o[1]]) for q,o in zip(g,sp)]
