@@ -8,6 +8,7 @@ __all__ = ['RESPONSE', 'Look', 'draw_look', 'wide', 'quantile', 'respond', 'expo
 # %% ../nbs/00bf_film.ipynb #b58e2d24
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -29,10 +30,13 @@ class Look:
     white:float=.88 # grey value of the densest parts
     frame:tuple=(0.,0.,0.,0.) # unexposed border left, top, right, bottom, as a share of the side
     slant:float=0. # of that border, radians
+    response:bool=True # the chain's own gain, coarse and fine; False for a film that can be reckoned by hand
     soft:float=.6 # blur of focus, movement and detector, mm at the film
 
 # %% ../nbs/00bf_film.ipynb #3a8cf095
-def draw_look(rng, view='PA')->Look:
+def draw_look(rng, # numpy Generator
+              view:str='PA', # or 'AP'
+             )->Look:
     "An exposure at random; bedside films (AP) have no grid and more scatter"
     u,ap = rng.uniform,view=='AP'
     frame = np.where(rng.random(4) < .06, rng.exponential(.03, 4), 0).clip(0, .12)
@@ -40,21 +44,35 @@ def draw_look(rng, view='PA')->Look:
                 dark=u(.03,.28) if ap else u(-.04,.10), curve=u(.8,2.), white=u(.78,.86) if ap else u(.84,.92), frame=tuple(map(float, frame)), slant=float(rng.normal(0,.02)*(rng.random()<.3)), soft=u(.4,1.))
 
 # %% ../nbs/00bf_film.ipynb #e8eea82c
-def wide(im, sigma, grid=64): # (B,n,n), pixels
+@lru_cache
+def _enlarge(grid, n): # (n, grid): what bicubic enlargement does to rows and to columns
+    return F.interpolate(torch.eye(grid)[None,:,:,None], size=(n,1), mode='bicubic', align_corners=False)[0,:,:,0].T.contiguous()
+
+def wide(im, # (B, n, n)
+         sigma:float, # pixels
+         grid:int=64, # of the small picture in between
+        )->torch.Tensor:
+    "A broad Gaussian blur, by way of a small picture"
     n = im.shape[-1]
     if n <= grid: return blur(im, sigma)
-    small = F.adaptive_avg_pool2d(im[:,None], grid)[:,0]
-    return F.interpolate(blur(small, sigma*grid/n)[:,None], size=(n,n), mode='bicubic', align_corners=False)[:,0]
+    up = _enlarge(grid, n).to(im.device)
+    return up @ blur(F.adaptive_avg_pool2d(im[:,None], grid)[:,0], sigma*grid/n) @ up.T
 
 # %% ../nbs/00bf_film.ipynb #ab9447f3
-def quantile(x, q): # of a tensor, from at most 20,000 of its values
+def quantile(x, # tensor
+             q:float, # 0 to 1
+            )->torch.Tensor:
+    "The value below which a share q lies, from at most 40,000 of the values"
     x = x.reshape(-1)
-    return torch.quantile(x[::max(1, len(x)//20000)], q)
+    x = x[::max(1, len(x)//20000)]
+    return x.kthvalue(1+round(q*(len(x)-1))).values
 
-# %% ../nbs/00bf_film.ipynb #be53326e
+# %% ../nbs/00bf_film.ipynb #6848502c
 RESPONSE = (0.95,0.80,1.54,0.66,0.73,0.85,0.85,0.80,1.03,0.97,1.00,0.87,0.81,1.05,0.96,0.90) # gain of the film's chain in 16 bands from 1 to 100 cycles a picture
 
-def respond(x, gains=RESPONSE): # (n,n)
+def respond(x, # (n, n), 0 to 1
+            gains=RESPONSE, # in bands of equal width on a logarithmic scale
+           )->torch.Tensor: # (n, n), 0 to 1; what was black stays so
     "Raises and lowers coarse and fine structure, as a detector and its processing do"
     n = x.shape[-1]
     f = torch.hypot(torch.fft.fftfreq(n, 1/n)[:,None], torch.fft.rfftfreq(n, 1/n)[None,:]).to(x.device)
@@ -65,8 +83,14 @@ def respond(x, gains=RESPONSE): # (n,n)
     return torch.minimum(torch.fft.irfft2(torch.fft.rfft2(x)*g, s=x.shape).clamp(0,1), 8*x)
 
 # %% ../nbs/00bf_film.ipynb #273ddaf1
-def expose(absorbed, soft, lung, look, width, rng): # (n,n) tensors of one film; width of the film, cm
-    "-> (n,n) float tensor, 0 black to 1 white"
+def expose(absorbed, # (n, n) line integrals of one film
+           soft, # (n, n) cm of body
+           lung, # (n, n) cm of lung
+           look:Look,
+           width:float, # of the film, cm
+           rng, # numpy Generator, for the grain
+          )->torch.Tensor: # (n, n), 0 black to 1 white
+    "From what the rays meet to the picture on the screen"
     n,dev = absorbed.shape[-1],absorbed.device
     light,cm = torch.exp(-absorbed)[None], n/width
     light = light+look.scatter*wide(light*(absorbed > .8), look.spread*cm)
@@ -83,10 +107,14 @@ def expose(absorbed, soft, lung, look, width, rng): # (n,n) tensors of one film;
     x = ((s-air)/(top-air).clamp(min=.1)+look.dark)/(1+look.dark)
     x = x.clamp(min=0)
     if look.curve: x = (1-torch.exp(-look.curve*x))/(1-math.exp(-look.curve))
-    return respond((look.white*x).clamp(0,1))
+    x = (look.white*x).clamp(0,1)
+    return respond(x) if look.response else x
 
 # %% ../nbs/00bf_film.ipynb #610993d6
-def collimate(x, look, rng): # (n,n)
+def collimate(x, # (n, n) picture
+              look:Look, # its `frame` and `slant`
+              rng=None, # not used: everything is in the look
+             )->torch.Tensor:
     "Black where the beam was masked"
     n = x.shape[-1]; p = (torch.arange(n, device=x.device)+.5)/n
     X,Y = p[None,:]+look.slant*(p[:,None]-.5), p[:,None]-look.slant*(p[None,:]-.5)

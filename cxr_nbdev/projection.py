@@ -31,136 +31,235 @@ class View:
     lean:float=0. # of the patient backward
     tilt:float=0. # of the film in its own plane
 
+    def __post_init__(self):
+        if self.view not in ('PA', 'AP'): raise ValueError(f"view is {self.view!r}: expected 'PA' or 'AP'")
+        if not 0 <= self.gap < self.distance: raise ValueError(f"the film lies {self.gap} cm from the chest and {self.distance} cm from the focus: the chest must be between them")
+
 # %% ../nbs/00bc_projection.ipynb #9660e18b
-def columns(items, device='cpu')->SimpleNamespace:
+def columns(items, # dataclasses of one kind, B of them
+            device='cpu',
+           )->SimpleNamespace: # a tensor (B, 1, 1) for each field that is a number
     "Numbers of dataclasses as (B, 1, 1) tensors"
     col = lambda n: torch.tensor([getattr(o, n) for o in items], dtype=torch.float32, device=device)[:,None,None]
     return SimpleNamespace(**{f.name: col(f.name) for f in fields(items[0]) if not isinstance(getattr(items[0], f.name), (str,bool))})
 
 # %% ../nbs/00bc_projection.ipynb #ecc3dbe4
+def _geometry(views): # numbers of B films, (B, 1) each
+    g = lambda n: np.array([[getattr(o, n)] for o in views], np.float64)
+    side = np.array([[1. if o.view=='PA' else -1.] for o in views])
+    film = side*g('gap')                                   # z of the film and of the focus
+    return dict(x=g('x'), y=g('y'), w=g('width'), h=g('height'), film=film, focus=film-side*g('distance'),
+                turn=np.tan(g('turn')), lean=np.tan(g('lean')), c=np.cos(g('tilt')), s=np.sin(g('tilt')))
+
+def _to_film(g, size, x, y, z): # points (B, N) of a geometry -> pixels right and down, width of the beam; numpy or torch
+    m = 1-(z-g.film)/(g.focus-g.film)
+    X,Y = (x+z*g.turn-g.x)/m, (y+z*g.lean-g.y)/m
+    return (g.c*X-g.s*Y)*(size/g.w)+.5*size, (g.c*Y+g.s*X)*(size/g.h)+.5*size, m
+
+# %% ../nbs/00bc_projection.ipynb #6e74f6e0
 class Beam:
     "The rays of B films: x = ax + bx z and y = ay + by z, one ray a pixel"
-    def __init__(self, views, size, device='cpu'):
+    def __init__(self,
+        views, # B of `View`
+        size:int, # pixels a side
+        device='cpu',
+    ):
         self.views,self.size,self.device = list(views),size,torch.device(device)
-        v = self.v = columns(views, device)
-        side = torch.tensor([1. if o.view=='PA' else -1. for o in views], device=device)[:,None,None]
-        self.film = side*v.gap                             # z of the film and of the focus
-        self.focus = self.film-side*v.distance
+        self.v,g = columns(self.views, device),_geometry(self.views)
+        self.host = SimpleNamespace(**g)                   # the same numbers for numpy and for torch
+        self.here = o = SimpleNamespace(**{n: torch.as_tensor(a, dtype=torch.float32, device=device) for n,a in g.items()})
         p = (torch.arange(size, dtype=torch.float32, device=device)+.5)/size-.5
-        X,Y,c,s = p[None,None,:]*v.width, p[None,:,None]*v.height, torch.cos(v.tilt), torch.sin(v.tilt)
-        X,Y,k = c*X+s*Y, c*Y-s*X, 1/(self.focus-self.film)
-        self.ax,self.bx = v.x+X*(1+self.film*k), -X*k-torch.tan(v.turn)
-        self.ay,self.by = v.y+Y*(1+self.film*k), -Y*k-torch.tan(v.lean)
-        self.area = v.width*v.height/size**2               # of a pixel, cm2
+        col = SimpleNamespace(**{n: a[:,:,None] for n,a in vars(o).items()})
+        self.film,self.focus = col.film,col.focus
+        X,Y,k = p[None,None,:]*col.w, p[None,:,None]*col.h, 1/(col.focus-col.film)
+        X,Y = col.c*X+col.s*Y, col.c*Y-col.s*X
+        self.ax,self.bx = col.x+X*(1+col.film*k), -X*k-col.turn
+        self.ay,self.by = col.y+Y*(1+col.film*k), -Y*k-col.lean
+        self.area = self.v.width*self.v.height/size**2     # of a pixel, cm2
 
-    def xy(self, z): # where the rays are at depth z, cm
-        return self.ax+self.bx*z, self.ay+self.by*z
+    def xy(self, z): # number or (B, H, W), cm
+        "Where the rays are at depth z, cm"
+        return (self.ax, self.ay) if isinstance(z, (int,float)) and z==0 else (self.ax+self.bx*z, self.ay+self.by*z)
 
-    def project(self, x, y, z): # (B,N) cm -> (B,N) pixels right and down, width of the beam there (1 at the film)
-        f = lambda t: t[:,:,0]
-        v,m = self.v, 1-(z-f(self.film))/(f(self.focus)-f(self.film))
-        X,Y,c,s = (x+z*torch.tan(f(v.turn))-f(v.x))/m, (y+z*torch.tan(f(v.lean))-f(v.y))/m, torch.cos(f(v.tilt)), torch.sin(f(v.tilt))
-        return ((c*X-s*Y)/f(v.width)+.5)*self.size, ((c*Y+s*X)/f(v.height)+.5)*self.size, m
+    def project(self, x, y, z): # (B, N) cm each -> (B, N) pixels right and down, width of the beam there (1 at the film)
+        "Where on the film points of the body fall"
+        return _to_film(self.here, self.size, x, y, z)
 
-    def cut(self, rows, cols, k=slice(None)):
+    def cut(self, rows, cols, k=slice(None)): # slices of the picture and of the films
         "The rays of a part of the picture; shares their memory"
         o = object.__new__(Beam)
         o.__dict__.update(self.__dict__)
-        for n in ('ax','bx','ay','by'): setattr(o, n, getattr(self, n)[k,rows,cols] if getattr(self,n).shape[-1]==self.size else getattr(self,n)[k])
-        o.v = SimpleNamespace(**{n: t[k] for n,t in vars(self.v).items()})
+        for n in ('ax','bx','ay','by'): setattr(o, n, getattr(self, n)[k,rows,cols])
+        if k == slice(None): return o
+        for n in ('v','host','here'): setattr(o, n, SimpleNamespace(**{m: t[k] for m,t in vars(getattr(self, n)).items()}))
         o.film,o.focus,o.area,o.views = self.film[k],self.focus[k],self.area[k],self.views[k]
         return o
 
 # %% ../nbs/00bc_projection.ipynb #c2cb0f6c
-def window(beam, centre, radius): # (B,3) cm each -> rows, cols: slices that hold the box around it on all films
-    c,r = torch.as_tensor(centre, dtype=torch.float32), torch.as_tensor(radius, dtype=torch.float32)
-    corner = torch.tensor([[a,b,d] for a in (-1,1) for b in (-1,1) for d in (-1,1)], dtype=torch.float32)
-    p = (c[:,None]+corner*r[:,None]).to(beam.device)
-    x,y,_ = beam.project(*p.unbind(-1))
-    lo = lambda t: max(0, min(beam.size-2, int(t.min())-1)); hi = lambda t: max(2, min(beam.size, int(t.max())+2))
-    return slice(lo(y),max(hi(y),lo(y)+2)), slice(lo(x),max(hi(x),lo(x)+2))
+_CORNERS = np.array([[a,b,c] for a in (-1,1) for b in (-1,1) for c in (-1,1)], np.float64)
+
+def _host(o): return o.detach().cpu().numpy() if torch.is_tensor(o) else np.asarray(o)
+
+def window(beam,
+           centre, # (B, 3) cm
+           radius, # (B, 3) cm: half the sides of the box
+          )->tuple: # rows, cols
+    "Slices of the picture that hold a box of the body on all films"
+    p = np.asarray(_host(centre), np.float64)[:,None]+_CORNERS*np.asarray(_host(radius), np.float64)[:,None]
+    n,(x,y,_) = beam.size, _to_film(beam.host, beam.size, p[...,0], p[...,1], p[...,2])
+    def span(t):
+        lo = max(0, min(n-2, int(np.floor(t.min()))-1))
+        return slice(lo, max(min(n, int(np.ceil(t.max()))+2), lo+2))
+    return span(y), span(x)
 
 # %% ../nbs/00bc_projection.ipynb #f5590021
-def length(i): return (i[1]-i[0]).clamp(min=0)
+def length(i)->torch.Tensor: # an interval: a pair of (B, H, W), cm
+    "Length of intervals; none where the end lies before the start"
+    return (i[1]-i[0]).clamp(min=0)
 
 # %% ../nbs/00bc_projection.ipynb #a4752af4
-def overlap(a, b): return torch.maximum(a[0], b[0]), torch.minimum(a[1], b[1])
+def overlap(a, b)->tuple: # two intervals
+    "What two intervals share"
+    return torch.maximum(a[0], b[0]), torch.minimum(a[1], b[1])
 
 # %% ../nbs/00bc_projection.ipynb #f9a21239
-def uncovered(a, covers):
-    "Length of interval `a` outside all of `covers`, by inclusion and exclusion"
+def uncovered(a, # interval
+              covers, # list of intervals
+             )->torch.Tensor: # (B, H, W) cm
+    "Length of interval `a` outside all of `covers`"
+    lo,hi = a
     if not covers: return length(a)
-    first,*rest = covers
-    return uncovered(a, rest)-uncovered(overlap(a, first), rest)
+    start = [torch.clamp(c[0], lo, hi) for c in covers]
+    end = [torch.maximum(torch.clamp(c[1], lo, hi), s) for c,s in zip(covers, start)]
+    for q in (start, end):
+        for last in range(len(q)-1, 0, -1):
+            for i in range(last): q[i],q[i+1] = torch.minimum(q[i], q[i+1]), torch.maximum(q[i], q[i+1])
+    free = (start[0]-lo).add_(hi).sub_(end[-1])
+    for e,s in zip(end, start[1:]): free.add_((s-e).clamp_(min=0))
+    return free.clamp_(min=0)
 
 # %% ../nbs/00bc_projection.ipynb #b8e4f8d1
-def ellipsoid(beam, centre, axes, turn=None): # (B,3), (B,3) cm, (B,) radians
-    g = lambda t,i: t[:,i,None,None]
-    ox,oy,oz,dx,dy = beam.ax-g(centre,0), beam.ay-g(centre,1), -g(centre,2), beam.bx, beam.by
-    if turn is not None:
-        c,s = torch.cos(turn)[:,None,None], torch.sin(turn)[:,None,None]
-        ox,oy,dx,dy = c*ox+s*oy, c*oy-s*ox, c*dx+s*dy, c*dy-s*dx
-    ia,ib,ic = (1/g(axes,i) for i in range(3))
-    ox,dx,oy,dy,oz = ox*ia, dx*ia, oy*ib, dy*ib, oz*ic
-    A,B,C = dx*dx+dy*dy+ic*ic, ox*dx+oy*dy+oz*ic, ox*ox+oy*oy+(oz*oz-1)
-    root,A = (B*B-A*C).clamp(min=0).sqrt(), 1/A            # a miss is an interval of no length
-    return (-B-root)*A, (root-B)*A
+def ellipsoid(beam,
+              centre, # (B, 3) cm
+              axes, # (B, 3) half axes, cm
+              turn=None, # (B,) radians in the plane of the film
+             )->tuple:
+    "Interval of each ray in an ellipsoid"
+    c,a = np.asarray(_host(centre), np.float64), np.asarray(_host(axes), np.float64)
+    k = [*c.T, *(1/a).T, 1/a[:,2]**2]
+    if turn is not None: k += [q/a[:,i] for q,i in zip((np.cos(_host(turn)), np.sin(_host(turn)), -np.sin(_host(turn)), np.cos(_host(turn))), (0,0,1,1))]
+    k = torch.as_tensor(np.stack(k), dtype=torch.float32).to(beam.device)[:,:,None,None]
+    x,y = beam.xy(k[2])
+    x,y,dx,dy = x.sub_(k[0]), y.sub_(k[1]), beam.bx, beam.by
+    if turn is None: x,y,dx,dy = x.mul_(k[3]), y.mul_(k[4]), dx*k[3], dy*k[4]
+    else: x,y,dx,dy = (x*k[7]).add_(y*k[8]), (x*k[9]).add_(y*k[10]), (dx*k[7]).add_(dy*k[8]), (dx*k[9]).add_(dy*k[10])
+    A,B = (dx*dx).addcmul_(dy, dy).add_(k[6]), dx.mul_(x).addcmul_(dy, y)
+    C = x.mul_(x).addcmul_(y, y).sub_(1)
+    root,A = (B*B).addcmul_(A, C, value=-1).clamp_(min=0).sqrt_(), A.reciprocal_()
+    mid,half = B.mul_(A).neg_().add_(k[2]), root.mul_(A)     # a miss is an interval of no length
+    return mid-half, mid+half
 
 # %% ../nbs/00bc_projection.ipynb #b2c16c20
-LEVELS = np.linspace(-30, 30, 241)
+LEVELS = np.linspace(-30, 30, 241) # heights at which profiles are tabulated, cm
 
 # %% ../nbs/00bc_projection.ipynb #25c7e03b
-def profile(ys, *values): # -> (C, 241) float32
-    return np.stack([PchipInterpolator(ys, np.broadcast_to(v, len(ys)))(np.clip(LEVELS, ys[0], ys[-1])) for v in values]).astype(np.float32)
+def profile(ys, # heights, rising, cm
+            *values, # C of them: as many as heights each, or one number
+           )->np.ndarray: # (C, 241) float32
+    "Curves over the height through measured values, monotone from one to the next"
+    v = np.stack([np.broadcast_to(o, len(ys)) for o in values], 1)
+    return np.ascontiguousarray(PchipInterpolator(ys, v)(np.clip(LEVELS, ys[0], ys[-1])).T, dtype=np.float32)
 
 # %% ../nbs/00bc_projection.ipynb #c366cb46
-def lookup(t, y): # (B,C,241), (B,H,W) cm -> (B,C,H,W)
-    at = torch.stack([torch.zeros_like(y), y*(1/30)], -1)
-    return F.grid_sample(t[...,None], at, padding_mode='border', align_corners=True)
+def lookup(t, # (B, C, 241) tables
+           y, # (B, H, W) cm
+          )->torch.Tensor: # (B, C, H, W)
+    "Values of tabulated curves at heights"
+    B,C,n = t.shape
+    u = ((y+30)*4).clamp_(0, n-1.001)
+    i = u.int()
+    f = u.sub_(i)
+    if B > 1: i = i+torch.arange(B, dtype=torch.int32, device=y.device)[:,None,None]*(n-1)
+    rows = torch.cat([t[:,:,:-1], t[:,:,1:]-t[:,:,:-1]], 1).transpose(0,1).reshape(2*C, -1)
+    v = rows.index_select(1, i.reshape(-1)).reshape(2*C, *y.shape)
+    return torch.addcmul(v[:C], v[C:], f).transpose(0,1)
 
 # %% ../nbs/00bc_projection.ipynb #1dcdc2fe
-def round_solid(beam, t, square=.5, grow=0.): # (B,4,241) half width, half depth, middle in z, in x
-    def sheet(z, sign):
+def round_solid(beam,
+                t, # (B, 4, 241): half width, half depth, middle in z, middle in x, cm
+                square:float=.5, # 0 ellipse, towards 1 squarer, below 0 more pointed
+                grow:float=0., # cm added all around
+               )->tuple:
+    "Interval of each ray in a solid with round cross sections"
+    def sheet(z):
         x,y = beam.xy(z)
         w,h,c,m = lookup(t, y).unbind(1)
-        u = (((x-m)/(w+grow).clamp(min=1e-3))**2).clamp(max=1)
-        return c, (h+grow)*(1-u*((1-square)+square*u)).clamp(min=0).sqrt()
-    c,r = sheet(0., 1)
-    return tuple(c2+sign*r2 for sign in (-1,1) for c2,r2 in [sheet(c+sign*r, sign)])
+        if grow: w,h = w+grow, h+grow
+        u = (x-m).div_(w.clamp(min=1e-3)).square_().clamp_(max=1)
+        bent = (u*square).add_(1-square).mul_(u)
+        return c, bent.neg_().add_(1).clamp_(min=0).sqrt_().mul_(h)
+    c,r = sheet(0.)
+    (c1,r1),(c2,r2) = sheet(c-r), sheet(c+r)
+    return c1-r1, c2+r2
 
 # %% ../nbs/00bc_projection.ipynb #660294af
-def deposit(beam, x, y, z, mass, fine=2): # (B,N) each -> (B,size,size)
-    n,B = beam.size*fine, len(x)
+def deposit(beam,
+            x, y, z, # (B, N) cm each
+            mass, # (B, N) cm3; or cm3 times anything
+           )->torch.Tensor: # (B, size, size) cm
+    "Path lengths through a cloud of points that carry volume"
+    n,B = beam.size,len(x)
     i,j,m = beam.project(x, y, z)
-    i,j = (i*fine).long(), (j*fine).long()
-    w = torch.where((i>0)&(i<n)&(j>0)&(j<n), mass/(m*m), 0.)
-    at = (torch.arange(B, device=x.device)[:,None]*n+j.clamp_(0,n-1))*n+i.clamp_(0,n-1)
-    out = torch.zeros(B*n*n, device=x.device).index_add_(0, at.reshape(-1), w.reshape(-1))
-    return F.avg_pool2d(out.reshape(B,1,n,n), fine)[:,0]*(fine**2/beam.area)
+    w = torch.where((i>=0)&(i<n)&(j>=0)&(j<n), mass/(m*m), 0.)
+    at = j.int().clamp_(0, n-1).mul_(n).add_(i.int().clamp_(0, n-1)).long()
+    if B > 1: at += torch.arange(B, device=x.device)[:,None]*(n*n)
+    return torch.zeros(B*n*n, device=x.device).scatter_add_(0, at.reshape(-1), w.reshape(-1)).reshape(B,n,n)/beam.area
 
 # %% ../nbs/00bc_projection.ipynb #87b9a997
-def tube_points(path, radius, flat=1., wall=0., around=12): # (B,R,T,3), (B,R,T) -> x, y, z, mass (B, N)
-    "wall 0: solid"
-    t = torch.empty_like(path); t[:,:,1:-1] = path[:,:,2:]-path[:,:,:-2]; t[:,:,0] = 2*(path[:,:,1]-path[:,:,0]); t[:,:,-1] = 2*(path[:,:,-1]-path[:,:,-2])
-    step = t.norm(dim=-1); t = t/step.clamp(min=1e-6)[...,None]
-    e = torch.stack([-t[...,0]*t[...,1], 1-t[...,1]**2, -t[...,2]*t[...,1]], -1)
-    e = e/e.norm(dim=-1, keepdim=True).clamp(min=1e-3)
-    n = torch.cross(t, e, dim=-1)
-    k,T = torch.arange(around, device=path.device), path.shape[2]
-    odd = (torch.arange(T, device=path.device)%2)[:,None]
+def _frame(path): # (3, B, R, T) -> length of the steps over two points, two unit vectors across
+    t = torch.empty_like(path)
+    t[...,1:-1] = path[...,2:]-path[...,:-2]
+    t[...,0],t[...,-1] = 2*(path[...,1]-path[...,0]), 2*(path[...,-1]-path[...,-2])
+    step = t.square().sum(0).sqrt_()
+    t /= step.clamp(min=1e-6)
+    e = t*-t[1]
+    e[1] += 1                                              # across the tube, as upright as may be
+    up = (1-t[1]**2).clamp_(min=1e-6).sqrt_()              # its length: t has length one
+    e /= up
+    e[0] = torch.where(up > 1e-3, e[0], 1.)                # an upright tube has no upright across
+    return step, e, torch.linalg.cross(t, e, dim=0)
+
+def tube_points(path, # (B, R, T, 3) cm
+                radius, # (B, R, T) cm
+                flat:float=1., # depth over height of the cross section
+                wall:float=0., # thickness, cm; 0: solid
+                around:int=12, # points a ring
+               )->list: # x, y, z, mass: (B, N) each
+    "Points that fill tubes, or cover them"
+    p = path.permute(3,0,1,2).contiguous()
+    step,e,n = _frame(p)
+    k,T = torch.arange(around, device=p.device)[:,None,None], p.shape[3]
+    odd = torch.arange(T, device=p.device)%2
     if wall: ang,rad = (k+.5*odd)*(2*math.pi/around), 1.
     else: ang,rad = k*2.399963+odd*1.3, ((k+.5)/around).sqrt()
-    a,b = radius[...,None]*(torch.sin(ang)*rad), radius[...,None]*(torch.cos(ang)*rad*flat)
+    r = radius[:,None]                                     # (B, 1, R, T) against (around, 1, T)
+    a,b = r*(torch.sin(ang)*rad), r*(torch.cos(ang)*rad*flat)
     area = 2*math.pi*radius*math.sqrt((1+flat**2)/2)*wall if wall else math.pi*radius**2*flat
-    m = (area*step*(.5/around))[...,None].expand(a.shape)
-    x,y,z = (path[...,i,None]+a*e[...,i,None]+b*n[...,i,None] for i in range(3))
+    m = (area*step*(.5/around))[:,None].expand(a.shape)
+    x,y,z = (torch.addcmul(p[i][:,None], a, e[i][:,None]).addcmul_(b, n[i][:,None]) for i in range(3))
     return [o.reshape(len(path), -1) for o in (x, y, z, m)]
 
 # %% ../nbs/00bc_projection.ipynb #35a8f00d
-def blur(im, sigma): # (B,H,W), sigma in pixels
+def blur(im, # (B, H, W)
+         sigma:float, # pixels
+        )->torch.Tensor:
+    "Gaussian blur; beyond its edge the picture goes on as it ends"
     if sigma < .15: return im
     r = max(1, math.ceil(2.5*sigma))
-    k = torch.exp(-.5*(torch.arange(-r, r+1, dtype=im.dtype, device=im.device)/sigma)**2)
-    k = k/k.sum()
-    o = F.conv2d(F.pad(im[:,None], (r,r,0,0), mode='replicate'), k[None,None,None,:])
-    return F.conv2d(F.pad(o, (0,0,r,r), mode='replicate'), k[None,None,:,None])[:,0]
+    k = np.exp(-.5*(np.arange(r+1)/sigma)**2)
+    k = (k/(2*k.sum()-k[0])).tolist()
+    for d,pad in ((2,(r,r,0,0)), (1,(0,0,r,r))):
+        p,n = F.pad(im[:,None], pad, mode='replicate')[:,0], im.shape[d]
+        im = p.narrow(d, r, n)*k[0]
+        for i in range(1, r+1): im.add_(p.narrow(d, r-i, n), alpha=k[i]).add_(p.narrow(d, r+i, n), alpha=k[i])
+    return im

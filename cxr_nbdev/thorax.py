@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SOFT', 'LUNG', 'BONE', 'Anatomy', 'draw_patient', 'Posture', 'outlines', 'domes', 'heart_parts', 'great_vessels',
-           'soft_parts', 'Body', 'stack', 'solid', 'cut', 'Chest', 'under_diaphragm', 'ribs', 'spine', 'girdle',
-           'vessels', 'airways', 'lay_tubes', 'skeleton', 'vessel_map', 'absorb']
+           'soft_parts', 'Body', 'stack', 'solid', 'cut', 'Chest', 'under_diaphragm', 'ribs', 'spine', 'heads',
+           'girdle', 'vessels', 'airways', 'lay_tubes', 'skeleton', 'vessel_map', 'absorb']
 
 # %% ../nbs/00bd_thorax.ipynb #aca816a7
 import math
@@ -47,7 +47,8 @@ class Anatomy:
     def old(self)->float: return float(np.clip((self.age-45)/40, 0, 1)) # 0 young, 1 old
 
 # %% ../nbs/00bd_thorax.ipynb #cfb254b8
-def draw_patient(rng): # numpy Generator
+def draw_patient(rng, # numpy Generator
+                )->Anatomy:
     "An adult at random"
     n,sex = rng.normal, str(rng.choice(['M','F'], p=[.58,.42]))
     f,age = sex=='F', int(np.clip(rng.normal(48,16), 16, 92))
@@ -70,7 +71,9 @@ class Posture:
     shift:float=0. # of the mediastinum to the left, cm
 
 # %% ../nbs/00bd_thorax.ipynb #b1e5dd90
-def outlines(an:Anatomy, po:Posture)->dict: # cavity, trunk, middle: (4, levels)
+def outlines(an:Anatomy,
+             po:Posture,
+            )->dict: # cavity, trunk, middle: (4, 241)
     "Rib cage, trunk and mediastinum by level: half width, half depth, middle in z, middle in x"
     s,W,H,fat,old = an.size,an.width,an.depth,an.fat,an.old
     cavity = profile(s*np.array([-13.6,-13.2,-12.3,-10.5,-8,-4,1,6,11,16]), W*np.array([.02,.30,.50,.665,.79,.90,.965,1,1.01,.98]),
@@ -84,13 +87,17 @@ def outlines(an:Anatomy, po:Posture)->dict: # cavity, trunk, middle: (4, levels)
     return dict(cavity=cavity, trunk=trunk, middle=middle)
 
 # %% ../nbs/00bd_thorax.ipynb #39fb2b2d
-def domes(an:Anatomy, po:Posture)->np.ndarray: # (2, 2) x, y of the tops of the diaphragm, right and left
+def domes(an:Anatomy,
+          po:Posture,
+         )->np.ndarray: # (2, 2) x, y of the tops, right and left
     "Where the diaphragm is highest; it sinks with breath"
     s,down = an.size, (1-po.breath)*3.6
     return np.array([[-6.4*s+.3*po.shift, (7.6-down)*s-po.rise_right], [6.8*s+.3*po.shift, (8.7-down)*s-po.rise_left]], np.float32)
 
 # %% ../nbs/00bd_thorax.ipynb #db64b622
-def heart_parts(an:Anatomy, po:Posture)->np.ndarray: # (3, 7) centre, half axes, turn in the plane of the film
+def heart_parts(an:Anatomy,
+                po:Posture,
+               )->np.ndarray: # (3, 7) centre, half axes, turn in the plane of the film
     "Ventricles, right atrium and outflow tract as ellipsoids that lie on the diaphragm"
     s,x,full,c,sn = an.size,po.shift,2*an.ratio*an.width,math.cos(an.axis),math.sin(an.axis)
     left,right,big,a,b = full*an.lean, full*(1-an.lean), full/11.8, .535*full, .385*full
@@ -100,7 +107,9 @@ def heart_parts(an:Anatomy, po:Posture)->np.ndarray: # (3, 7) centre, half axes,
                      [.9*s+.3*(big-1)+x, cy-.50*exty, 2.4*s, 3.2*big**.7, 5.4*big**.4, 3.2*big**.7, .30]], np.float32)
 
 # %% ../nbs/00bd_thorax.ipynb #65b94a95
-def great_vessels(an:Anatomy, po:Posture)->np.ndarray: # (7, 7)
+def great_vessels(an:Anatomy,
+                  po:Posture,
+                 )->np.ndarray: # (7, 7) as above
     "Aortic arch, descending and ascending aorta, upper vena cava, pulmonary trunk, right and left pulmonary artery"
     s,k,x,h = an.size,an.knob,.8*po.shift,an.hilum
     return np.array([[1.6*s+x+.5*k, -6.3*s, -1.5*s, k, 1.1*k, 2.6*s, 0], [1.4*s+x+.35*k, 2*s, -5.5*s, .9*k, 10.5*s, .9*k, 0],
@@ -108,7 +117,9 @@ def great_vessels(an:Anatomy, po:Posture)->np.ndarray: # (7, 7)
         [2.6*s+x, -2.4*s, 1.8*s, 1.9*s, 3.6*s, 2.2*s, 0], [-3.5*s+x, -.6*s, -.6*s, 1.25*s*h, 2.4*s, 1.3*s, 0], [4.1*s+x, -2.1*s, -1.4*s, 1.3*s*h, 1.9*s, 1.4*s, 0]], np.float32)
 
 # %% ../nbs/00bd_thorax.ipynb #01e45543
-def soft_parts(an:Anatomy, po:Posture)->tuple: # (4, 7) arms and breasts; (4, 7) gas of stomach and bowel
+def soft_parts(an:Anatomy,
+               po:Posture,
+              )->tuple: # (4, 7) arms and breasts; (4, 7) gas of stomach and bowel
     "What lies outside the rib cage, and below the left dome"
     s,rng,out = an.size,np.random.default_rng(an.seed+5),1-po.arms
     thick,r,b = (4.3+.5*an.fat)*s, max(an.breast,.01), an.width+an.fat
@@ -123,24 +134,41 @@ def soft_parts(an:Anatomy, po:Posture)->tuple: # (4, 7) arms and breasts; (4, 7)
 # %% ../nbs/00bd_thorax.ipynb #8fa51df8
 class Body:
     "One patient in one posture: the solids as small arrays"
-    def __init__(self, an:Anatomy, po:Posture=Posture()):
+    def __init__(self,
+        an:Anatomy,
+        po:Posture=Posture(),
+    ):
         self.an,self.po,self.dome = an,po,domes(an, po)
         self.__dict__.update(outlines(an, po))
         self.heart,self.great = heart_parts(an, po),great_vessels(an, po)
         self.soft,self.gas = soft_parts(an, po)
 
 # %% ../nbs/00bd_thorax.ipynb #e8d6d364
-def stack(arrays, device): return torch.as_tensor(np.stack(arrays), dtype=torch.float32, device=device)
+def stack(arrays, # B of one shape
+          device,
+         )->torch.Tensor: # (B, ...) float32
+    "Arrays of B bodies as one tensor"
+    return torch.as_tensor(np.stack(arrays), dtype=torch.float32).to(device)
 
 # %% ../nbs/00bd_thorax.ipynb #ed0c2200
-def solid(beam, e, k=0): # (B,n,7) parts, which one -> window, interval in it
-    c,a = e[:,k,:3],e[:,k,3:6]
-    r = a.clone(); r[:,:2] = torch.where(e[:,k,6:]!=0, a[:,:2].amax(1,keepdim=True), a[:,:2])
-    at = window(beam, c, r)
-    return at, ellipsoid(beam.cut(*at), c, a, e[:,k,6] if (e[:,k,6]!=0).any() else None)
+def _around(beam, e, k): # window of a part
+    co,si = np.cos(e[:,k,6]),np.sin(e[:,k,6])
+    a,b,c = e[:,k,3:6].T
+    return window(beam, e[:,k,:3], np.stack([np.hypot(a*co, b*si), np.hypot(a*si, b*co), c], 1))
+
+def solid(beam,
+          e, # (B, n, 7) numpy: centre, half axes, turn of n ellipsoids
+          k:int=0, # which of them
+         )->tuple: # ((rows, cols), interval in there)
+    "One ellipsoid, computed only where its shadow falls"
+    at = _around(beam, e, k)
+    return at, ellipsoid(beam.cut(*at), e[:,k,:3], e[:,k,3:6], e[:,k,6] if e[:,k,6].any() else None)
 
 # %% ../nbs/00bd_thorax.ipynb #d1af8334
-def cut(i, rows, cols, k=slice(None)): # of a tensor or an interval (B, H, W)
+def cut(i, # tensor or interval, (B, H, W)
+        rows, cols, # slices
+        k=slice(None), # of the films
+       ):
     "A part of a map, sharing its memory"
     return i[k,rows,cols] if torch.is_tensor(i) else tuple(o[k,rows,cols] for o in i)
 
@@ -151,32 +179,48 @@ class Chest:
         bodies, # B of `Body`
         views, # B of `View`
         size:int=256, # pixels a side
-        device='cpu',
+        device='cpu', # 'cuda': the same on a GPU
     ):
         self.bodies,self.size,self.at,self.beam = list(bodies),size,(slice(None),slice(None)),Beam(views, size, device)
-        get = lambda n: stack([getattr(b, n) for b in bodies], device)
+        get = lambda n: np.stack([getattr(b, n) for b in self.bodies])
         self.x,self.y = self.beam.xy(0.)
-        self.cavity,self.middle = round_solid(self.beam, get('cavity'), .6), round_solid(self.beam, get('middle'), -.4)
+        self.cavity,self.middle = self.round(get('cavity'), .6),self.round(get('middle'), -.4)
         self.floor,self.belly = under_diaphragm(self.beam, get('dome'))
         self.put_heart(get('heart'), get('great'))
-        self.put_soft(round_solid(self.beam, get('trunk'), .9), get('soft'), get('gas'))
+        self.put_soft(self.round(get('trunk'), .9), get('soft'), get('gas'))
         self.extra,self.marks = torch.zeros_like(self.lung), torch.ones_like(self.lung)
 
+# %% ../nbs/00bd_thorax.ipynb #f48e03ac
+@patch
+def round(self:Chest,
+    t, # (B, 4, 241) numpy: curves of a round solid
+    square:float,
+)->tuple: # interval, (B, size, size)
+    "A round solid, computed in the columns it reaches"
+    far = np.stack([(t[:,0]+np.abs(t[:,3])).max(1), np.full(len(t), 60.), (t[:,1]+np.abs(t[:,2])).max(1)], 1)
+    cols,out = window(self.beam, np.zeros((len(t),3)), far)[1],[torch.zeros_like(self.x) for _ in range(2)]
+    for o,i in zip(out, round_solid(self.beam.cut(slice(None), cols), torch.as_tensor(t).to(self.x.device), square)): o[:,:,cols] = i
+    return tuple(out)
+
 # %% ../nbs/00bd_thorax.ipynb #e8f475a4
-def under_diaphragm(beam, domes): # (B,2,2) -> level of the diaphragm at z=1, interval of each ray below it
+def under_diaphragm(beam,
+                    domes, # (B, 2, 2) numpy: x, y of the tops, right and left
+                   )->tuple: # level of the diaphragm at z = 1, (B, size, size); interval of each ray below it
     "Two paraboloids: what of each ray lies in the belly"
     x,y = beam.xy(1.)
-    side = torch.sigmoid(x*3.3)
-    xc,top = (torch.lerp(domes[:,0,i,None,None], domes[:,1,i,None,None], side) for i in (0,1))
-    o = (x-xc)*torch.sign(xc)
-    o = torch.maximum(o, -.55*o)**2                        # flatter towards the middle
-    floor = top+.043*o*(1+.024*o)
-    r = ((y-floor)*20).clamp(min=0).sqrt()
+    side,d = torch.sigmoid(x*3.3),torch.as_tensor(domes).to(x.device)
+    xc,top = (torch.lerp(d[:,0,i,None,None], d[:,1,i,None,None], side) for i in (0,1))
+    o = (x-xc).mul_(xc.sign())
+    o = torch.maximum(o, -.55*o).square_()                 # flatter towards the middle
+    floor = top.addcmul_(o*.043, 1+.024*o)
+    r = (y-floor).mul_(20).clamp_(min=0).sqrt_()
     return floor, (1-r, 1+r)
 
 # %% ../nbs/00bd_thorax.ipynb #3f9b52ff
 @patch
-def free(self:Chest, a): # interval -> (B,H,W) cm
+def free(self:Chest,
+    a, # interval, (B, H, W)
+)->torch.Tensor: # (B, H, W) cm
     "How much of an interval lies in lung"
     out,(r,c) = uncovered(a, [self.middle, self.belly]), self.box
     if r.stop > r.start and c.stop > c.start: out[:,r,c] = uncovered(cut(a,r,c), [cut(self.middle,r,c), cut(self.belly,r,c), *self.heart])
@@ -184,9 +228,12 @@ def free(self:Chest, a): # interval -> (B,H,W) cm
 
 # %% ../nbs/00bd_thorax.ipynb #9ce19282
 @patch
-def put_heart(self:Chest, heart, great):
+def put_heart(self:Chest,
+    heart, # (B, 3, 7) numpy
+    great, # (B, 7, 7) numpy
+):
     "Heart and great vessels displace lung"
-    at = [solid(self.beam, heart, k)[0] for k in range(heart.shape[1])]
+    at = [_around(self.beam, heart, k) for k in range(heart.shape[1])]
     self.box = tuple(slice(min(a[i].start for a in at), max(a[i].stop for a in at)) for i in (0,1))
     self.heart = [ellipsoid(self.beam.cut(*self.box), heart[:,k,:3], heart[:,k,3:6], heart[:,k,6]) for k in range(heart.shape[1])]
     self.lung = self.free(self.cavity)
@@ -197,14 +244,17 @@ def put_heart(self:Chest, heart, great):
 
 # %% ../nbs/00bd_thorax.ipynb #7b09cf05
 @patch
-def put_soft(self:Chest, trunk, soft, gas):
+def put_soft(self:Chest,
+    trunk, # interval
+    soft, gas, # (B, 4, 7) numpy
+):
     "Trunk, arms, breasts; gas"
     self.soft,self.gas = length(trunk), torch.zeros_like(self.x)
-    for k in range(4):
+    for k in range(2 if soft[:,2:,3].max() < .1 else 4):
         (r,c),i = solid(self.beam, soft, k)
         if k < 2: self.soft[:,r,c] += uncovered(i, [cut(trunk,r,c)])
         else:                                              # a breast hangs: its lower border is sharp, its upper one fades
-            y,b,t = (soft[:,k,j,None,None] for j in (1,4,5))
+            y,b,t = (torch.as_tensor(soft[:,k,j,None,None]).to(self.x.device) for j in (1,4,5))
             self.soft[:,r,c] += length(i)**2.4*(2*t)**-1.4*torch.sigmoid((cut(self.y,r,c)-y+.35*b)/(.28*b))
     for k in range(gas.shape[1]):
         (r,c),i = solid(self.beam, gas, k)
@@ -235,7 +285,10 @@ def part(self:Chest,
 def _ring(n): return np.linspace(0, 1, n, dtype=np.float32)
 
 # %% ../nbs/00bd_thorax.ipynb #696f43bd
-def ribs(b, dense=1.): # -> path (24,T,3), radius (24,T)
+def ribs(b:Body,
+         dense:float=1., # points along
+        )->tuple: # path (24, T, 3), radius (24, T), cm
+    "Twelve pairs, from the spine to where they turn to cartilage"
     an,po,s,k = b.an,b.po,b.an.size,np.arange(12)
     end = np.array([1.9,2.2,2.4,2.45,2.45,2.4,2.3,2.15,2.0,1.8,1.25,.9])[:,None]
     drop = np.array([.36,.55,.72,.84,.93,1,1.03,1.02,.98,.9,.55,.4])*(an.slope+(1-po.breath)*1.5)
@@ -256,18 +309,22 @@ def ribs(b, dense=1.): # -> path (24,T,3), radius (24,T)
 def _vertebra(n=150): # points of one, about its middle, 1 = half width across, cm otherwise; mass for bone=1
     rng,P,M = np.random.default_rng(0),[],[]
     def add(x, y, z, m): P.append(np.stack(np.broadcast_arrays(x,y,z),-1)); M.append(np.full(len(P[-1]), m/len(P[-1])))
-    disc = lambda n: (lambda a,r: (r*np.cos(a), 1.3*r*np.sin(a)))(rng.uniform(0,6.283,n), np.sqrt(rng.uniform(0,1,n)))
-    a,c = disc(3*n); q = rng.uniform(-1,1,3*n)
+    even = lambda n: [((np.arange(n)+.5)*a)%1 for a in (.8191725134,.6710436067,.5497004779)] # fills a cube evenly
+    disc = lambda u,v: (np.sqrt(v)*np.cos(2*np.pi*u), 1.3*np.sqrt(v)*np.sin(2*np.pi*u))
+    u,v,w = even(3*n); (a,c),q = disc(u,v),2*w-1
     add(1.45*a*(1-.12*(1-q*q)), .9*q, c-6.6, 1.3)                                     # spongy bone
     for e in (-1,1):
-        a,c = disc(n); add(1.45*a, e*.9+rng.normal(0,.05,n), c-6.6, .45)              # end plates
-        t = rng.uniform(0,6.283,n); add(e*1.0+.28*np.cos(t), .48*np.sin(t)-.25, rng.uniform(-.4,.4,n)-8, .22)    # pedicles
-        t = rng.uniform(0,1,n//2); add(e*(1.2+1.7*t), rng.normal(0,.22,n//2)-.1-.35*t, -8.8, .22)                # transverse processes
-    t = rng.uniform(-1,1,n//2); add(rng.normal(0,.13,n//2), .9+.75*t, -10., .22)       # spinous process
+        u,v,_ = even(n); a,c = disc(u,v); add(1.45*a, e*.9+rng.normal(0,.05,n), c-6.6, .45)              # end plates
+        t = 2*np.pi*u; add(e*1.0+.28*np.cos(t), .48*np.sin(t)-.25, .8*v-8.4, .22)    # pedicles
+        t = u[:n//2]; add(e*(1.2+1.7*t), rng.normal(0,.22,n//2)-.1-.35*t, -8.8, .22)                # transverse processes
+    t = 2*u[:n//2]-1; add(rng.normal(0,.13,n//2), .9+.75*t, -10., .22)       # spinous process
     return np.concatenate(P).astype(np.float32), np.concatenate(M).astype(np.float32)
 
 # %% ../nbs/00bd_thorax.ipynb #2ab2959b
-def spine(b, dense=1.): # -> points (N,3), mass (N,)
+def spine(b:Body,
+          dense:float=1.,
+         )->tuple: # points (N, 3) cm, mass (N,) cm3 of compact bone
+    "Twenty vertebrae in a row"
     an,s,k = b.an,b.an.size,np.arange(-5,15)
     p,m = _vertebra(int(150*dense**1.5))
     y = s*(-13.2+2.3*k+.03*k*np.abs(k))
@@ -278,10 +335,22 @@ def spine(b, dense=1.): # -> points (N,3), mass (N,)
 
 # %% ../nbs/00bd_thorax.ipynb #3ae5d6b3
 @lru_cache
-def _random(n, seed): return np.random.default_rng(seed).random((2,n), np.float32), np.random.default_rng(seed).standard_normal((n,3)).astype(np.float32)
+def _even(n): # n points evenly in a triangle: two shares
+    i = np.arange(n)+.5
+    a,c = (i*.7548776662)%1, (i*.5698402910)%1
+    f = a+c > 1
+    return np.where(f,1-a,a), np.where(f,1-c,c)
+
+def heads(b:Body)->np.ndarray: # (4, 7): right and left, then what is inside of both
+    "Heads of the upper arm bones as balls"
+    s,out,u = b.an.size,1-b.po.arms,np.random.default_rng(b.an.seed+3).normal(0,.4,2)
+    return np.array([[e*(18.3*s+.95*out*s), -10.6*s+v, -2.5*s, *[q*s]*3, 0] for q in (2.35,2.1) for e,v in zip((-1,1),u)], np.float32)
 
 # %% ../nbs/00bd_thorax.ipynb #8975b9f9
-def girdle(b, dense=1.): # -> tubes [(path, radius, flat, wall)], points, mass
+def girdle(b:Body,
+           dense:float=1.,
+          )->tuple: # path (12, T, 3), radius (12, T); points (N, 3), mass (N,)
+    "Collar bones, shoulder blades, upper arms: tubes, and points for the plates of the blades"
     an,s,out = b.an,b.an.size,1-b.po.arms
     rng,T = np.random.default_rng(an.seed+3), int(110*dense)
     t,lines,rads,P,M = _ring(T),[],[],[],[]
@@ -294,17 +363,19 @@ def girdle(b, dense=1.): # -> tubes [(path, radius, flat, wall)], points, mass
         sup,inf,socket,top = at(8.6,-11.2,-8.6,1), at(10.8,2.6,-9.3,1.4), at(15.6,-10.2,-4.5,.5), at(17.6,-13.4,-3,.3)
         line(go(sup,inf,(.4*e,-.2,-.4)), .28); line(go(inf,socket,(-.6*e,-.2,-.4)), .42); line(go(sup,socket,(.3*e,-.2,-.4)), .22)
         line(go(.72*sup+.28*inf, top, (0,-.3,-1.6)), .3+.4*t)
-        (a,c),v = _random(int(3000*dense**2), 1)
-        f = a+c > 1; a,c = np.where(f,1-a,a), np.where(f,1-c,c)
+        a,c = _even(int(3000*dense**2))
         P.append(sup+a[:,None]*(inf-sup)+c[:,None]*(socket-sup)); M.append(np.full(len(a), .13*an.bone*np.linalg.norm(np.cross(inf-sup,socket-sup))/2/len(a)))
-        head = at(18.3,-10.6,-2.5,.5)
-        v = v/np.linalg.norm(v,axis=-1,keepdims=True)*np.where(np.arange(len(v))%2, 1, a**.33)[:,None]
-        P.append(head+2.25*s*v); M.append(np.full(len(v), an.bone*9*s**3/len(v)))
-        line(head+t[:,None]*np.array([e*(2+7*out), 26, 1+3*out])*s, 1.15+.7*np.exp(-(t/.08)**2))                  # humerus
+        head = heads(b)[int(e>0),:3]
+        q = t*(.3+.7*t)                                    # closer together at the wide end
+        line(head+q[:,None]*np.array([e*(2+7*out), 26, 1+3*out])*s, 1.15+.7*np.exp(-(q/.08)**2))                  # humerus
     return np.stack(lines), np.stack(rads), np.concatenate(P), np.concatenate(M)
 
 # %% ../nbs/00bd_thorax.ipynb #58dadbdf
-def vessels(b, dense=1., seed=None, sides=(-1,1)): # -> list of (path (R,T,3), radius (R,T), around) by generation
+def vessels(b:Body,
+            dense:float=1.,
+            seed=None, # another tree than the patient's own
+            sides=(-1,1), # right, left
+           )->list: # by generation: path (R, T, 3), radius (R, T), points a ring
     "Trees of vessels that fork six times from the roots of both lungs; none leaves the chest"
     an,s,rng,out = b.an,b.an.size,np.random.default_rng(b.an.seed+4 if seed is None else seed),[]
     unit = lambda v: v/np.linalg.norm(v, axis=-1, keepdims=True)
@@ -330,7 +401,10 @@ def vessels(b, dense=1., seed=None, sides=(-1,1)): # -> list of (path (R,T,3), r
     return out
 
 # %% ../nbs/00bd_thorax.ipynb #726fbae0
-def airways(b, dense=1.): # trachea and main bronchi -> path (3,T,3), radius (3,T)
+def airways(b:Body,
+            dense:float=1.,
+           )->tuple: # path (3, T, 3), radius (3, T)
+    "Trachea and main bronchi"
     s,x,t = b.an.size, .7*b.po.shift, _ring(int(110*dense))
     fork = np.array([.2*s+x,-4*s,-1.8*s])
     go = lambda q,a0,a1: (q[0]+t[:,None]*(q[1]-q[0])+np.sin(np.pi*t)[:,None]*[.15,0,0], s*(a0+(a1-a0)*t))
@@ -338,29 +412,43 @@ def airways(b, dense=1.): # trachea and main bronchi -> path (3,T,3), radius (3,
     return tuple(np.stack(o) for o in zip(*tubes))
 
 # %% ../nbs/00bd_thorax.ipynb #8bd084d8
-def lay_tubes(beam, got, flat=1., wall=0., around=12): # list of (path, radius), one a film -> (B,size,size) cm
+def lay_tubes(beam,
+              got, # of each film: path (R, T, 3), radius (R, T)
+              flat=1., wall=0., around=12, # as in `tube_points`
+             )->list: # x, y, z, mass: (B, N)
+    "Points of the tubes of B films"
     n = max(len(p) for p,_ in got)
     fill = lambda a: np.concatenate([a, np.zeros((n-len(a),*a.shape[1:]), a.dtype)]) if len(a) < n else a
     path,rad = stack([fill(p) for p,_ in got], beam.device), stack([fill(r) for _,r in got], beam.device)
     return tube_points(path, rad, flat, wall, around)
 
 # %% ../nbs/00bd_thorax.ipynb #17995d6d
-def skeleton(chest, dense=None):
-    "Bone along the rays: (B, size, size) cm of compact bone"
+def skeleton(chest:Chest,
+             dense=None, # None: as the size asks for
+            )->torch.Tensor: # (B, size, size) cm of compact bone
+    "Bone along the rays"
     bs,bm = chest.bodies,chest.beam
     dense = dense or chest.size/256
     a = lay_tubes(bm, [ribs(b,dense) for b in bs], .55, .13, 12)
     g = [girdle(b,dense) for b in bs]
-    c = lay_tubes(bm, [(q[0],q[1]) for q in g], .9, .11, 14)
+    c = [torch.cat(o,1) for o in zip(*(lay_tubes(bm, [(q[0][k],q[1][k]) for q in g], .9, .11, n) for k,n in (([0,1,2,3,4,6,7,8,9,10],12), ([5,11],40))))]
     sp = [spine(b,dense) for b in bs]
     bone = torch.tensor([b.an.bone for b in bs], device=bm.device)[:,None]
     pts = [np.concatenate([q[2], o[0]]) for q,o in zip(g,sp)]; m = [np.concatenate([q[3], o[1]]) for q,o in zip(g,sp)]
     P,m = stack(pts, bm.device), stack(m, bm.device)
     x,y,z,w = (torch.cat(o,1) for o in zip((a[0],a[1],a[2],a[3]*bone),(c[0],c[1],c[2],c[3]*bone),(P[...,0],P[...,1],P[...,2],m)))
-    return blur(deposit(bm, x, y, z, w), .45*chest.size/256)
+    out,balls = deposit(bm, x, y, z, w),np.stack([heads(b) for b in bs])
+    for k in range(4):                                     # what is inside 2.1 cm is spongy
+        (r,c),i = solid(bm, balls, k)
+        out[:,r,c] += length(i)*bone[:,:,None]*(.283 if k < 2 else .094-.283)
+    return blur(out, .45*chest.size/256)
 
 # %% ../nbs/00bd_thorax.ipynb #ba129bf6
-def vessel_map(chest, dense=None, **kw):
+def vessel_map(chest:Chest,
+               dense=None, # None: as the size asks for
+               **kw # for `vessels`
+              )->torch.Tensor: # (B, size, size) cm of blood
+    "Vessels along the rays"
     bs,bm = chest.bodies,chest.beam
     dense = dense or chest.size/256
     trees = [vessels(b, dense, **kw) for b in bs]
@@ -368,9 +456,12 @@ def vessel_map(chest, dense=None, **kw):
     return blur(deposit(bm, *(torch.cat(o,1) for o in zip(*parts))), .45*chest.size/256)
 
 # %% ../nbs/00bd_thorax.ipynb #cd1df9c6
-def absorb(chest, dense=None):
-    "What the rays meet: (B, size, size) line integrals -ln(I/I0)"
+def absorb(chest:Chest,
+           dense=None, # points of tubes; None: as the size asks for
+          )->torch.Tensor: # (B, size, size) line integrals -ln(I/I0)
+    "What the rays meet"
     bm,n = chest.beam,chest.size
-    air = blur(deposit(bm, *lay_tubes(bm, [airways(b, n/256) for b in chest.bodies], .95, 0., 24)), .8*n/256)
-    p = SOFT*(chest.soft-chest.lung-air-.85*chest.gas)+LUNG*chest.lung+BONE*skeleton(chest)
-    return p+(SOFT-LUNG)*vessel_map(chest)*(chest.lung/4).clamp(max=1)*chest.marks+chest.extra
+    dense = dense or n/256
+    air = blur(deposit(bm, *lay_tubes(bm, [airways(b, dense) for b in chest.bodies], .95, 0., 24)), .8*n/256)
+    p = SOFT*(chest.soft-chest.lung-air-.85*chest.gas)+LUNG*chest.lung+BONE*skeleton(chest, dense)
+    return p+(SOFT-LUNG)*vessel_map(chest, dense)*(chest.lung/4).clamp(max=1)*chest.marks+chest.extra
