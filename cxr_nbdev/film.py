@@ -67,8 +67,8 @@ def quantile(x, # tensor
     x = x[::max(1, len(x)//20000)]
     return x.kthvalue(1+round(q*(len(x)-1))).values
 
-# %% ../nbs/00bf_film.ipynb #6848502c
-RESPONSE = (0.95,0.80,1.54,0.66,0.73,0.85,0.85,0.80,1.03,0.97,1.00,0.87,0.81,1.05,0.96,0.90) # gain of the film's chain in 16 bands from 1 to 100 cycles a picture
+# %% ../nbs/00bf_film.ipynb #48041bb9
+RESPONSE = (.94,.79,1.60,.66,.72,.84,.83,.78,1.02,.95,.98,.86,.79,1.04,.95,.88) # gain of the film's chain in 16 bands from 1 to 100 cycles a picture
 
 def respond(x, # (n, n), 0 to 1
             gains=RESPONSE, # in bands of equal width on a logarithmic scale
