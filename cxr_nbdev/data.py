@@ -8,7 +8,8 @@ __all__ = ['NIH8', 'NIH7', 'CLASS_SETS', 'IMAGE_COLUMNS', 'BOX_COLUMNS', 'BOX_TO
            'coco_xywh_to_xyxy', 'xyxy_to_coco_xywh', 'nih_xywh_to_xyxy', 'xyxy_to_nih_xywh', 'yolo_cxcywh_to_xyxy',
            'xyxy_to_yolo_cxcywh', 'voc_to_xyxy', 'xyxy_to_voc', 'clip_boxes', 'box_iou', 'State', 'class_states',
            'merged_label', 'Tables', 'source_rules', 'map_classes', 'check_tables', 'data_hash', 'list_sources',
-           'register_source', 'get_source', 'split_roots', 'join_roots', 'mix_tables', 'load_tables', 'resolve_source']
+           'register_source', 'get_source', 'split_roots', 'join_roots', 'mix_tables', 'load_tables', 'drawn_by',
+           'resolve_source']
 
 # %% ../nbs/00_data.ipynb #bd54420b
 import hashlib
@@ -105,7 +106,7 @@ def class_rule(entry, # of a class map: label, labels, or {source: label(s)}
                source:str, # name of the source
               )->Rule:
     "One line of a class map, read for one source."
-    like = 'nih' if source == 'synthetic' else source
+    like = 'nih' if source in ('synthetic', 'implanted') else source
     if isinstance(entry, dict): entry = entry.get(source, entry.get(like, name.split('/')))
     words = [entry] if isinstance(entry, str) else list(entry)
     if words in (['absent'], ['unknown']): return Rule(otherwise=0. if words == ['absent'] else np.nan)
@@ -386,7 +387,7 @@ def data_hash(t:Tables)->str: # 12 hexadecimal digits
 SOURCES = {'nih': 'cxr_nbdev.nih:load_nih', 'synthetic': 'cxr_nbdev.synth:load_synthetic', 'vindr': 'cxr_nbdev.vindr:load_vindr',
            'rsna': 'cxr_nbdev.rsna:load_rsna', 'chestxdet': 'cxr_nbdev.chestxdet:load_chestxdet', 'chestxdet10': 'cxr_nbdev.chestxdet:load_chestxdet10',
            'siim': 'cxr_nbdev.siim:load_siim', 'coco': 'cxr_nbdev.coco:load_coco', 'yolo': 'cxr_nbdev.yolo:load_yolo',
-           'voc': 'cxr_nbdev.voc:load_voc', 'csv': 'cxr_nbdev.boxcsv:load_csv'}
+           'voc': 'cxr_nbdev.voc:load_voc', 'csv': 'cxr_nbdev.boxcsv:load_csv', 'implanted': 'cxr_nbdev.implant:load_implanted'}
 
 def _sources()->dict:
     "Name -> target of every source; what is registered here wins over an entry point."
@@ -506,16 +507,22 @@ def _configured(name, data_root):
     return None, ''
 
 # %% ../nbs/00_data.ipynb #e05c8047
+def drawn_by(folder)->str: # 'synthetic', 'implanted' (findings drawn into real images), or ''
+    "What a folder's synthetic.json says of its images"
+    if not (marker := Path(folder)/'synthetic.json').is_file(): return ''
+    try: return 'implanted' if json.loads(marker.read_text())['generator'] == 'cxr_nbdev.implant' else 'synthetic'
+    except (OSError, ValueError, KeyError, TypeError): return 'synthetic'
+
 def _resolve_one(name, data_root, auto=False):
     "One source, its folder or None, and a sentence that says which and why."
     root, why, because = *_configured(name, data_root), ""
     if auto and root is None:
         name, because = 'synthetic', " No real ones are configured (data_root, CXR_NIH_ROOT or data/nih)."
         root, why = _configured(name, '')
-    if name != 'synthetic' and root is not None and (root/'synthetic.json').exists(): # what the folder says of itself goes first
-        name, because = 'synthetic', "" if auto else f" (`data` is {name}, but that folder holds a synthetic.json.)"
+    if name not in ('synthetic', 'implanted') and root is not None and (root/'synthetic.json').exists(): # what the folder says of itself goes first
+        name, because = drawn_by(root), "" if auto else f" (`data` is {name}, but that folder holds a synthetic.json.)"
     if name == 'synthetic': return name, root, "Synthetic images, drawn by a program" + (f", in the folder `{root.name}`, {why}." if root else ".") + because
-    if root is not None: return name, root, f"Images of the source `{name}` from the folder `{root.name}`, {why}."
+    if root is not None: return name, root, f"Images of the source `{name}` from the folder `{root.name}`, {why}."+because
     if _optional_root(name): return name, None, f"Images of the source `{name}`, from its default place."
     raise FileNotFoundError(f"no folder for the source `{name}`: give data_root=DIR, set CXR_{name.upper().replace('-', '_')}_ROOT=DIR, or put the images in data/{name} of the project.")
 

@@ -226,7 +226,7 @@ def paint(image, # (h, w) uint8
     return np.where(changed, np.clip(np.rint(y), 0, 255), x).astype(np.uint8), changed
 
 # %% ../nbs/00cb_implant.ipynb #1a2b0061
-STRENGTH = dict(Effusion=.9, Mass=.9, Nodule=.95) # share of the absorption of solid tissue
+STRENGTH = dict(Effusion=.9, Mass=1.4, Nodule=.95) # share of the absorption of solid tissue
 SIZES = dict(Mass=(2.2, 3., 4., 6.2, 10.), Nodule=(.9, 1.2, 1.9, 2.5, 3.)) # diameter, cm: smallest, 5 %, 50 %, 95 %, largest
 
 def pick_place(name:str, # one of `STRENGTH`

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from .data import BOX_TOLERANCE, NIH8, Tables, few, map_classes, near, nih_xywh_to_xyxy
+from .data import BOX_TOLERANCE, NIH8, Tables, drawn_by, few, map_classes, near, nih_xywh_to_xyxy
 from .dicom import DicomError, dicom_size, is_dicom
 
 # %% ../nbs/00b_nih.ipynb #6e419964
@@ -371,7 +371,7 @@ def load_nih(root, # folder with images and BBox_List_2017.csv
     "NIH ChestX-ray14 as it was unpacked (Wang et al., CVPR 2017)."
     if not root or not (folder := Path(root).expanduser()).is_dir():
         raise FileNotFoundError(f"the data root `{root or ''}` does not exist: expected a folder with images/ and BBox_List_2017.csv. Give it as data_root=DIR.")
-    drawn = (folder/'synthetic.json').is_file()
+    drawn = drawn_by(folder)
     if not (box_list := nih_file(folder, 'boxes')):
         here = [p.name for p in sorted(folder.iterdir()) if p.name.lower().endswith(('.csv', '.csv.gz', '.json'))]
         hint = (f"The folder above has one: data_root={folder.parent}" if nih_file(folder.resolve().parent, 'boxes') else
@@ -379,7 +379,7 @@ def load_nih(root, # folder with images and BBox_List_2017.csv
         raise FileNotFoundError(f"no BBox_List_2017.csv (or .csv.gz) in `{root}`; tables found there: {few(here) or 'none'}. {hint}")
     if keep == 'auto': keep = 'all' if drawn else 'boxed'
     table, changed = _table_of(folder, box_list, radiologists)
-    t = load_image_folder(root, box_list, table, classes, skip_bad, keep, 'synthetic' if drawn else 'nih')
+    t = load_image_folder(root, box_list, table, classes, skip_bad, keep, drawn or 'nih')
     if changed is not None: t.info['radiologists'] = _count_changes(changed, t.images.image_id)
     if t.images.patient_id.nunique() < 2:
         raise ValueError(f"`{root}` has images of one patient: at least two patients are needed, one to learn from and one to check on")

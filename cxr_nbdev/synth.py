@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .data import NIH8, Tables, near, project_root
+from .data import NIH8, Tables, drawn_by, near, project_root
 from .devices import draw_devices, draw_text
 from .film import Look, collimate, draw_look, expose
 from .findings import DISTRACTORS, FINDINGS, box_of, draw_place, mask_of, prepare
@@ -266,8 +266,8 @@ def _write_set(root, n, size, seed, missing, difficulty, masks, device, batch):
 
 # %% ../nbs/00c_synth.ipynb #2a2d402f
 def is_synthetic(root)->bool:
-    "Does the folder have the marker file `synthetic.json`?"
-    return (Path(root)/'synthetic.json').is_file()
+    "Does the folder say that its images are drawn (and not real ones with drawn findings)?"
+    return drawn_by(root) == 'synthetic'
 
 def read_marker(root)->dict: # the settings of the set; {} where there are none, or damaged ones
     "What `synthetic.json` says"
@@ -315,7 +315,7 @@ def make_synthetic(
     root, want = Path(root).expanduser(), _settings(n, size, seed, missing, difficulty, masks)
     if read_marker(root) == want: return root
     if root.exists() and not is_synthetic(root) and (not root.is_dir() or any(root.iterdir())):
-        raise ValueError(f"`{root}` exists and is not a synthetic set (it has no synthetic.json), so it stays as it is; give a new folder")
+        raise ValueError(f"`{root}` exists and is not a synthetic set (no synthetic.json there calls it one), so it stays as it is; give a new folder")
     root.parent.mkdir(parents=True, exist_ok=True)
     _sweep(root)
     tmp = root.parent/f'.{root.name}-{uuid.uuid4().hex[:12]}.tmp'
@@ -337,7 +337,7 @@ def load_synthetic(root=None, # a folder made by `make_synthetic`; None: data/sy
     root = Path(root).expanduser() if root else default
     if root.resolve() == default.resolve(): make_synthetic(root)
     if not root.is_dir(): raise FileNotFoundError(f"no folder `{root}`: make one with make_synthetic('{root}'), or leave it out for the default set")
-    if not is_synthetic(root): raise ValueError(f"`{root}` is not a synthetic set (it has no synthetic.json): for NIH images use the source `nih`, "
+    if not is_synthetic(root): raise ValueError(f"`{root}` is not a synthetic set (no synthetic.json there calls it one): for NIH images use the source `nih`, "
                                                 f"for synthetic ones a folder from make_synthetic")
     t, m = load_nih(root, classes=classes, skip_bad=skip_bad, keep='all'), read_marker(root)
     says = (f"Synthetic X-rays, drawn by a program: {len(t)} images of {t.images.patient_id.nunique()} patients, difficulty `{m.get('difficulty')}`, "
