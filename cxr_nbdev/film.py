@@ -67,8 +67,8 @@ def quantile(x, # tensor
     x = x[::max(1, len(x)//20000)]
     return x.kthvalue(1+round(q*(len(x)-1))).values
 
-# %% ../nbs/00bf_film.ipynb #48041bb9
-RESPONSE = (.94,.79,1.60,.66,.72,.84,.83,.78,1.02,.95,.98,.86,.79,1.04,.95,.88) # gain of the film's chain in 16 bands from 1 to 100 cycles a picture
+# %% ../nbs/00bf_film.ipynb #13f7c04f
+RESPONSE = (.96,.81,1.63,.67,.73,.86,.85,.80,1.04,.97,1.00,.88,.81,1.06,.97,.90) # gain of the film's chain in 16 bands from 1 to 100 cycles a picture
 
 def respond(x, # (n, n), 0 to 1
             gains=RESPONSE, # in bands of equal width on a logarithmic scale

@@ -318,13 +318,15 @@ def make_synthetic(
         raise ValueError(f"`{root}` exists and is not a synthetic set (no synthetic.json there calls it one), so it stays as it is; give a new folder")
     root.parent.mkdir(parents=True, exist_ok=True)
     _sweep(root)
-    tmp = root.parent/f'.{root.name}-{uuid.uuid4().hex[:12]}.tmp'
+    tmp, threads = root.parent/f'.{root.name}-{uuid.uuid4().hex[:12]}.tmp', torch.get_num_threads()
     try:
-        keep_memory()
+        keep_memory(); torch.set_num_threads(1)                    # the maps are small: a second thread costs more than it brings
         _write_set(tmp, n, size, seed, missing, difficulty, masks, device, batch or (1 if str(device) == 'cpu' else 16))
         (tmp/'synthetic.json').write_text(json.dumps(want, indent=1)+'\n')
         _put_in_place(tmp, root, want)
-    finally: shutil.rmtree(tmp, ignore_errors=True)
+    finally:
+        torch.set_num_threads(threads)
+        shutil.rmtree(tmp, ignore_errors=True)
     return root
 
 # %% ../nbs/00c_synth.ipynb #be61f8ae
