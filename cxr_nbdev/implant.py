@@ -58,7 +58,7 @@ def lung_field(p, # x, y, width, height, rise of the right and the left diaphrag
 # %% ../nbs/00cb_implant.ipynb #1a2b0015
 SMALL = 48
 
-def _prepare(im): # -> darkness, weight of each pixel
+def _prepare(im): # -> darkness; weight of each pixel, and the same blurred
     s = cv2.GaussianBlur(cv2.resize(im, (SMALL, SMALL), interpolation=cv2.INTER_AREA).astype(np.float32), (0, 0), .6)
     _, spots = cv2.connectedComponents((s < max(16, .12*np.quantile(s, .95))).astype(np.uint8))
     rim = np.unique(np.concatenate([spots[0], spots[-1], spots[:, 0], spots[:, -1]]))
@@ -66,11 +66,12 @@ def _prepare(im): # -> darkness, weight of each pixel
     w[:2], w[-2:], w[:, :2], w[:, -2:] = 0, 0, 0, 0
     inside = s[w > 0]
     if inside.size < .25*s.size or np.ptp(np.quantile(inside, [.05, .95])) < 8: return None, None
-    return -np.clip(s, *np.quantile(inside, [.02, .98])), w
+    return -np.clip(s, *np.quantile(inside, [.02, .98])), np.stack([w, _wide(w)+1e-3])
 
-def _fine(a, w): # without wide differences, length 1
-    wide = lambda o: cv2.blur(cv2.blur(o, (19, 19)), (19, 19))
-    a = (a-wide(a*w)/(wide(w)+1e-3))*w
+def _wide(a): return cv2.blur(cv2.blur(a, (19, 19)), (19, 19))
+
+def _fine(a, w): # without wide differences, length 1; w: weights, and the same blurred
+    a = (a-_wide(a*w[0])/w[1])*w[0]
     return a/(np.sqrt((a*a).sum())+1e-6)
 
 # %% ../nbs/00cb_implant.ipynb #1a2b0016
@@ -85,6 +86,7 @@ def _agreement(p, dark, w, ratio):
 def _cost(p, dark, w, ratio):
     "Its negative, plus what an unusual chest costs"
     odd = (p[4]/1.2)**2+(p[5]/1.2)**2+(p[6]/.04)**2+2.5*(math.log(max(p[2], 1)/max(p[3], 1))/.15)**2
+    odd += 5*(math.log(max(p[2], 1)*max(p[3], 1)/41**2)/.3)**2 # the chest's size
     return .004*odd-_agreement(p, dark, w, ratio)
 
 def _descend(p, step, args, n):
@@ -127,7 +129,7 @@ def _start(dark, w, n): # -> the n best guesses, (agreement, guess)
     return sorted(((float((_fine(o, w)*dark).sum()), p) for p, o in zip(*_coarse())), reverse=True)[:n]
 
 def _rival(dark, w): # -> how else the picture would agree with the model, and how well
-    turns = {'upside down': lambda o: o[::-1], 'turned by a quarter': np.rot90, 'turned by a quarter to the other side': lambda o: np.rot90(o, 3)}
+    turns = {'upside down': lambda o: o[..., ::-1, :], 'turned by a quarter': lambda o: np.rot90(o, 1, (-2, -1)), 'turned by a quarter to the other side': lambda o: np.rot90(o, 3, (-2, -1))}
     ways = {k: [np.ascontiguousarray(f(o)) for o in (dark, w)] for k, f in turns.items()}
     ways |= {'printed as a negative': (-dark, w)} | {f'{k} and printed as a negative': (-d, v) for k, (d, v) in ways.items()}
     best = sorted(((*_start(*o, 1)[0], k) for k, o in ways.items()), reverse=True)[:2]
@@ -226,7 +228,7 @@ def paint(image, # (h, w) uint8
     return np.where(changed, np.clip(np.rint(y), 0, 255), x).astype(np.uint8), changed
 
 # %% ../nbs/00cb_implant.ipynb #1a2b0061
-STRENGTH = dict(Effusion=.9, Mass=1.4, Nodule=.95) # share of the absorption of solid tissue
+STRENGTH = dict(Effusion=.9, Mass=1.25, Nodule=.95) # share of the absorption of solid tissue
 SIZES = dict(Mass=(2.2, 3., 4., 6.2, 10.), Nodule=(.9, 1.2, 1.9, 2.5, 3.)) # diameter, cm: smallest, 5 %, 50 %, 95 %, largest
 
 def pick_place(name:str, # one of `STRENGTH`
@@ -296,8 +298,9 @@ _BOXES = 'Image Index,Finding Label,Bbox [x,y,w,h],,,'
 _LABELS = 'Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,Implanted,Made From'
 
 def _lines(row, name, label, box, shape): # -> line of the label table, lines of the box list
-    age = '' if np.isnan(row.age) else int(row.age)
-    line = f"{name},{label or 'No Finding'},0,{row.patient_id},{age},{row.sex},{row.view},{int(bool(label))},{row.image_id}"
+    age, who = '' if np.isnan(row.age) else int(row.age), row.patient_id
+    if row.source == 'synthetic' and ':' not in who: who = f'synthetic:{who}' # as `mix_tables` calls drawn patients, who are numbered as NIH's are
+    line = f"{name},{label or 'No Finding'},0,{who},{age},{row.sex},{row.view},{int(bool(label))},{row.image_id}"
     if not label: return line, []
     k = 1024/np.array([shape[1], shape[0]]*2)
     x1, y1, x2, y2 = (float(o) for o in box*k)
