@@ -132,11 +132,11 @@ def test_a_run_on_nih_recognises_patients_in_other_sources():
     names = [n for n, k in name_map("rsna").items() if k.startswith("00000003_")]
     rsna = tables("rsna", [nih_patient("rsna", n) for n in names]+["rsna:nobody"], [name_map("rsna")[n] for n in names]+[""], ids=[*names, "nobody"])
     trained = tables("nih", ["3", "4"], ids=["00000003_000.png", "00000004_000.png"])
-    seen = seen_patients(rsna, SimpleNamespace(train_patients=set(known_patients(drop_overlap(trained)[0]))))
+    seen = seen_patients(rsna, SimpleNamespace(facts=dict(source="nih", train_patients=list(known_patients(drop_overlap(trained)[0])))))
     assert len(names) > 1 and seen.tolist() == [True]*len(names)+[False]
     own = tables("coco", ["coco:P1", "coco:P1"], ["00000003_000.png", ""], ids=["a", "b"])  # trained on this alone, under its own numbers
     both = drop_overlap(mix_tables([tables("nih", ["3", "4"], ids=["00000003_000.png", "00000004_000.png"]), own]))[0]
-    seen = seen_patients(both, SimpleNamespace(train_patients={patient_hash("coco:P1")}))
+    seen = seen_patients(both, SimpleNamespace(facts=dict(source="coco", train_patients=[patient_hash("coco:P1")])))
     assert dict(zip(both.images.image_id, seen)) == {"00000003_000.png": True, "00000004_000.png": False, "b": True}
 
 
