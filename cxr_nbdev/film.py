@@ -48,6 +48,14 @@ def draw_look(rng, # numpy Generator
 def _enlarge(grid, n): # (n, grid): what bicubic enlargement does to rows and to columns
     return F.interpolate(torch.eye(grid)[None,:,:,None], size=(n,1), mode='bicubic', align_corners=False)[0,:,:,0].T.contiguous()
 
+def _smear(n, sigma): # (n, n): what `blur` does to rows and to columns
+    r = max(1, math.ceil(2.5*sigma))
+    d = np.abs(np.arange(-r, n+r)-np.arange(n)[:,None])
+    w = np.exp(-.5*(np.arange(r+1)/sigma)**2)
+    w = np.append(w/(2*w.sum()-w[0]), np.zeros(n+r-1)).astype(np.float32)[d]
+    w[:,r] += w[:,:r].sum(1); w[:,n+r-1] += w[:,n+r:].sum(1)   # beyond its edge the picture goes on as it ends
+    return torch.from_numpy(np.ascontiguousarray(w[:,r:n+r]))
+
 def wide(im, # (B, n, n)
          sigma:float, # pixels
          grid:int=64, # of the small picture in between
@@ -55,32 +63,38 @@ def wide(im, # (B, n, n)
     "A broad Gaussian blur, by way of a small picture"
     n = im.shape[-1]
     if n <= grid: return blur(im, sigma)
-    up = _enlarge(grid, n).to(im.device)
-    return up @ blur(F.adaptive_avg_pool2d(im[:,None], grid)[:,0], sigma*grid/n) @ up.T
+    up = (_enlarge(grid, n) @ _smear(grid, sigma*grid/n)).to(im.device)
+    return up @ F.adaptive_avg_pool2d(im[:,None], grid)[:,0] @ up.T
 
 # %% ../nbs/00bf_film.ipynb #ab9447f3
 def quantile(x, # tensor
              q:float, # 0 to 1
+             where=None, # bool, of the same shape: only there, unless that is nowhere
             )->torch.Tensor:
     "The value below which a share q lies, from at most 40,000 of the values"
-    x = x.reshape(-1)
-    x = x[::max(1, len(x)//20000)]
+    every = max(1, x.numel()//20000)
+    x = x.reshape(-1)[::every]
+    if where is not None:
+        there = x[where.reshape(-1)[::every]]
+        if len(there): x = there
     return x.kthvalue(1+round(q*(len(x)-1))).values
 
 # %% ../nbs/00bf_film.ipynb #13f7c04f
 RESPONSE = (.96,.81,1.63,.67,.73,.86,.85,.80,1.04,.97,1.00,.88,.81,1.06,.97,.90) # gain of the film's chain in 16 bands from 1 to 100 cycles a picture
 
+@lru_cache
+def _gains(gains, n): # (n, n//2+1): the gain of each frequency
+    f = torch.hypot(torch.fft.fftfreq(n, 1/n)[:,None], torch.fft.rfftfreq(n, 1/n)[None,:])
+    at = (torch.log(f.clamp(min=1e-6))/math.log(100)*len(gains)-.5).clamp(0, len(gains)-1-1e-4)
+    g,i = torch.tensor(gains, dtype=torch.float32),at.long()
+    return torch.where(f > 0, torch.lerp(g[i], g[i+1], at-i), 1.)
+
 def respond(x, # (n, n), 0 to 1
             gains=RESPONSE, # in bands of equal width on a logarithmic scale
            )->torch.Tensor: # (n, n), 0 to 1; what was black stays so
     "Raises and lowers coarse and fine structure, as a detector and its processing do"
-    n = x.shape[-1]
-    f = torch.hypot(torch.fft.fftfreq(n, 1/n)[:,None], torch.fft.rfftfreq(n, 1/n)[None,:]).to(x.device)
-    at = (torch.log(f.clamp(min=1e-6))/math.log(100)*len(gains)-.5).clamp(0, len(gains)-1-1e-4)
-    g = torch.tensor(gains, dtype=x.dtype, device=x.device)
-    i = at.long()
-    g = torch.where(f > 0, torch.lerp(g[i], g[i+1], at-i), 1.)
-    return torch.minimum(torch.fft.irfft2(torch.fft.rfft2(x)*g, s=x.shape).clamp(0,1), 8*x)
+    y = torch.fft.irfft2(torch.fft.rfft2(x)*_gains(tuple(gains), x.shape[-1]).to(x.device), s=x.shape)
+    return torch.minimum(y.clamp(0,1), 8*x)
 
 # %% ../nbs/00bf_film.ipynb #273ddaf1
 def expose(absorbed, # (n, n) line integrals of one film
@@ -95,15 +109,14 @@ def expose(absorbed, # (n, n) line integrals of one film
     light,cm = torch.exp(-absorbed)[None], n/width
     light = light+look.scatter*wide(light*(absorbed > .8), look.spread*cm)
     body = soft > 9
-    level = quantile(light[0][body], .5) if body.any() else light.mean()
+    level = quantile(light[0], .5, body)
     grain = torch.as_tensor(rng.standard_normal((1,n,n), dtype=np.float32), device=dev)
     light = blur(light, look.soft*.1*cm)*(1+look.noise*math.sqrt(n/256)*grain/(light/level).sqrt().clamp(.4,3))
     sig = -torch.log(light.clamp(min=1e-5))
     if look.equal: sig = sig-look.equal*wide(sig, 8*cm)
     if look.detail: sig = sig+look.detail*(sig-wide(sig, 1.1*cm))
-    s,there = sig[0], lung > 6
-    air = quantile(s[there], .05) if there.any() else s.median()
-    top = quantile(s[body] if body.any() else s, .985)
+    s = sig[0]
+    air,top = quantile(s, .05, lung > 6),quantile(s, .985, body)
     x = ((s-air)/(top-air).clamp(min=.1)+look.dark)/(1+look.dark)
     x = x.clamp(min=0)
     if look.curve: x = (1-torch.exp(-look.curve*x))/(1-math.exp(-look.curve))

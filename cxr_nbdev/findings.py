@@ -88,8 +88,9 @@ def box_of(mask, # (n, n) map of a finding
           ): # float32 (4,) xyxy in pixels, None where there is nothing to see
     "The box around what is to be seen"
     m = np.asarray(mask.cpu() if torch.is_tensor(mask) else mask, np.float32)
-    top = np.partition(m.reshape(-1), -8)[-8]                  # not the very highest pixel
-    if top <= .05: return None
+    v = m[m > .05]
+    if len(v) < 8: return None
+    top = np.partition(v, -8)[-8]                              # not the very highest pixel
     st = cv2.connectedComponentsWithStats((m > limit*top).astype(np.uint8))[2][1:]
     st = st[st[:,4] >= .2*st[:,4].max()]
     x1,y1,x2,y2 = st[:,0].min(), st[:,1].min(), (st[:,0]+st[:,2]).max(), (st[:,1]+st[:,3]).max()
@@ -98,7 +99,9 @@ def box_of(mask, # (n, n) map of a finding
 
 # %% ../nbs/00bg_findings.ipynb #12cfb6c5
 def _rim(r, a, rng, margin): # where the surface lies in direction a, 1 on average; spikes of tissue around it, cm
-    rim = 1+sum(rng.normal(0, .02 if margin=='smooth' else .05)*torch.cos(j*a+rng.uniform(0,6.283)) for j in range(2,6))
+    rim = 1+sum(rng.normal(0, (.03 if margin=='smooth' else .07)/j)*torch.cos(j*a+rng.uniform(0,6.283)) for j in range(2,6))
+    if margin=='lobed':                                        # bulges, broad and few
+        for _ in range(int(rng.integers(2,5))): rim = rim+rng.uniform(.08,.22)*(torch.exp(-(torch.sin((a-rng.uniform(0,6.283))/2)/.35)**2)-.197)
     ray = torch.zeros_like(r)
     if margin=='spiked':
         for _ in range(int(rng.integers(7,15))): ray = ray+rng.uniform(.3,1)*torch.exp(-(torch.sin((a-rng.uniform(0,6.283))/2)/.045)**2)
@@ -238,17 +241,17 @@ def infiltrate(ch, k, rng, box, strength):
     return out
 
 # %% ../nbs/00bg_findings.ipynb #631a7c55
-def bronchi(ch:Chest, k:int, seed:int): # (1, size, size) cm of air along the rays of film k
-    "A tree of airways"
+def bronchi(ch:Chest, k:int): # (1, size, size) cm of air along the rays of film k
+    "A tree of airways: each runs beside an artery, and is as wide"
     bm = ch.beam.cut(slice(None), slice(None), slice(k,k+1))
-    tree = vessels(ch.bodies[k], .6*ch.size/256, seed)[1:5]
-    parts = [lay_tubes(bm, [(p,.8*r)], 1., 0., 3) for p,r,_ in tree]
+    tree = vessels(ch.bodies[k], ch.size/256)[1:5]
+    parts = [lay_tubes(bm, [(p+np.array([1.2,1.2,0], np.float32)*r[...,None],.8*r)], 1., 0., 3) for p,r,_ in tree]
     return blur(deposit(bm, *(torch.cat(o,1) for o in zip(*parts))), .6*ch.size/256)
 
 @finding(.30)
 def pneumonia(ch, k, rng, box, strength):
     "A dense patch with dark airways in it"
-    out,dense,air = [],rng.uniform(.5,.9),bronchi(ch, k, int(rng.integers(2**31)))
+    out,dense,air = [],rng.uniform(.5,.9),bronchi(ch, k)
     for b in halves(rng, box):
         c,p = patch_of(ch, k, rng, b, .16)
         fill = .6+.4*torch.sigmoid(1.6*cloudy(rng, c, 2.4)+cloudy(rng, c, .9)+.4)

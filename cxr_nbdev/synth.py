@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'SEEN_AP', 'ORDER', 'VERSION', 'BOX_HEADER', 'LABEL_HEADER', 'Level', 'level_of', 'draw_view', 'Setup',
-           'draw_findings', 'set_up', 'find', 'clutter', 'visible', 'find_boxes', 'burn_in', 'draw_films',
+           'draw_findings', 'set_up', 'find', 'clutter', 'visible', 'quickest', 'find_boxes', 'burn_in', 'draw_films',
            'synth_image', 'plan_studies', 'study_setup', 'draw_study', 'is_synthetic', 'read_marker', 'make_synthetic',
-           'load_synthetic']
+           'default_set', 'load_synthetic']
 
 # %% ../nbs/00c_synth.ipynb #3688fa84
 import json
@@ -36,9 +36,9 @@ class Level:
     "How well findings can be seen"
     strength:float=1. # their absorption; 1: as in life
     clutter:float=1. # devices and look-alikes; 1: as many as in life
-    least:float=0. # cm; smaller findings are made as large as this
+    least:float=0. # cm; smaller findings are made as large as this, nodules up to the 3 cm that a nodule may have
 
-LEVELS = {'easy': Level(1.8, 0., 3.), 'medium': Level(1.3, .5, 1.5), 'hard': Level()}
+LEVELS = {'easy': Level(2.5, 0., 4.5), 'medium': Level(1.5, .5, 2.), 'hard': Level()}
 
 def level_of(difficulty, # a name in `LEVELS`, or the strength of the findings as a number
             )->Level:
@@ -110,7 +110,8 @@ def set_up(
     an,look = patient or an,draw_look(rng, v.view)
     seeds = {f: [int(o) for o in np.atleast_1d(seeds[f])] for f in ORDER if f in seeds}
     places = {f: (places or {}).get(f) or draw_place(f, np.random.default_rng([*s, 1])) for f,s in seeds.items()}
-    places = {f: (x, y, max(w, level.least), max(h, level.least)) for f,(x,y,w,h) in places.items()}
+    least = {'Nodule': min(level.least, 3.)}
+    places = {f: (x, y, *(max(o, least.get(f, level.least)) for o in (w,h))) for f,(x,y,w,h) in places.items()}
     for f,p in places.items(): an,po = prepare(f, p, an, po, np.random.default_rng([*seeds[f], 2]))
     return Setup(Body(an, po), v, look, level, places, seeds, seed)
 
@@ -147,11 +148,18 @@ def visible(maps, # finding -> (size, size) map
     boxes = {f: box_of(m, FINDINGS[f][1]) for f,m in maps.items()}
     return {f: b for f,b in boxes.items() if b is not None and min(b[2]-b[0], b[3]-b[1]) >= least*len(maps[f])}
 
+def quickest(size:int, # pixels a side
+             device='cpu',
+            )->int:
+    "How many films at a time take the least time each"
+    return int(np.clip(2**19//size**2, 1, 16)) if torch.device(device).type=='cpu' else 16
+
 def find_boxes(setups, # list of `Setup`
-               size:int=256, device='cpu', batch:int=1,
+               size:int=256, device='cpu',
+               batch:int=0, # films at a time; 0: as many as are quickest
               )->list: # of dicts finding -> box
     "The boxes without the films, in half the time"
-    out = []
+    out,batch = [],batch or quickest(size, device)
     for at in range(0, len(setups), batch):
         some = setups[at:at+batch]
         out += [visible(m) for m in find(Chest([s.body for s in some], [s.view for s in some], size, device), some)]
@@ -167,10 +175,10 @@ def draw_films(
     setups, # list of `Setup`
     size:int=256, # pixels a side
     device='cpu', # where it is computed
-    batch:int=1, # films at a time
+    batch:int=0, # films at a time; 0: as many as are quickest
 )->list: # for each (size, size) uint8, dict finding -> box, dict finding -> (size, size) bool mask
     "Synthetic films with the boxes and masks of what is to be seen on them"
-    out = []
+    out,batch = [],batch or quickest(size, device)
     for at in range(0, len(setups), batch):
         some = setups[at:at+batch]
         chest = Chest([s.body for s in some], [s.view for s in some], size, device)
@@ -230,7 +238,7 @@ def draw_study(s:dict, # from `plan_studies`
     return draw_films([study_setup(s, difficulty)], size)[0][:2]
 
 # %% ../nbs/00c_synth.ipynb #3f37e54e
-VERSION = 4 # of the generator; other pixels or boxes need another number
+VERSION = 5 # of the generator; other pixels or boxes need another number
 BOX_HEADER = 'Image Index,Finding Label,Bbox [x,y,w,h],,,'
 LABEL_HEADER = ('Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,'
                 'OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]')
@@ -308,7 +316,7 @@ def make_synthetic(
     difficulty='easy', # 'easy', 'medium', 'hard', or the strength of the findings as a number
     masks:bool=False, # write masks/NAME_FINDING.png too
     device='cpu', # where films are computed
-    batch:int=0, # films at a time; 0: 1 on a CPU, 16 elsewhere
+    batch:int=0, # films at a time; 0: as many as are quickest
 )->Path: # root
     "A folder of synthetic X-rays in NIH's layout; there as a whole or not at all"
     from cxr_nbdev.fast import keep_memory
@@ -321,7 +329,7 @@ def make_synthetic(
     tmp, threads = root.parent/f'.{root.name}-{uuid.uuid4().hex[:12]}.tmp', torch.get_num_threads()
     try:
         keep_memory(); torch.set_num_threads(1)                    # the maps are small: a second thread costs more than it brings
-        _write_set(tmp, n, size, seed, missing, difficulty, masks, device, batch or (1 if str(device) == 'cpu' else 16))
+        _write_set(tmp, n, size, seed, missing, difficulty, masks, device, batch or quickest(size, device))
         (tmp/'synthetic.json').write_text(json.dumps(want, indent=1)+'\n')
         _put_in_place(tmp, root, want)
     finally:
@@ -330,18 +338,30 @@ def make_synthetic(
     return root
 
 # %% ../nbs/00c_synth.ipynb #be61f8ae
-def load_synthetic(root=None, # a folder made by `make_synthetic`; None: data/synthetic of the project, made on first use
+def default_set(**settings, # of `make_synthetic`, where they differ from its own
+               )->Path:
+    "The folder of the project in which such a set is made"
+    return project_root()/'data'/'_'.join(['synthetic', *(f'{k}-{v}' for k, v in settings.items())])
+
+def load_synthetic(root=None, # a folder made by `make_synthetic`; None: one of the project's, made on first use
                    classes:str='nih7', # a name in `CLASS_SETS`
                    skip_bad:bool=False, # go on without missing and unreadable images
+                   difficulty='easy', # of a set that is made here: 'easy', 'medium', 'hard', or the strength of the findings
+                   n:int=400, # films of it
+                   size:int=256, # their pixels a side
+                   seed:int=0, # the same seed gives the same set
                   )->Tables:
     "Synthetic X-rays, normal ones included; an error where the folder is not a synthetic set"
-    default = project_root()/'data'/'synthetic'
-    root = Path(root).expanduser() if root else default
-    if root.resolve() == default.resolve(): make_synthetic(root)
+    asked = {k: v for k, v, usual in (('difficulty', difficulty, 'easy'), ('n', n, 400), ('size', size, 256), ('seed', seed, 0)) if v != usual}
+    here = default_set(**asked)
+    root = Path(root).expanduser() if root else here
+    if root.resolve() == here.resolve(): make_synthetic(root, n, size, seed, difficulty=difficulty)
     if not root.is_dir(): raise FileNotFoundError(f"no folder `{root}`: make one with make_synthetic('{root}'), or leave it out for the default set")
     if not is_synthetic(root): raise ValueError(f"`{root}` is not a synthetic set (no synthetic.json there calls it one): for NIH images use the source `nih`, "
                                                 f"for synthetic ones a folder from make_synthetic")
     t, m = load_nih(root, classes=classes, skip_bad=skip_bad, keep='all'), read_marker(root)
+    if wrong := [f"{k}={v} was asked for and the folder has {m.get(k)}" for k, v in asked.items() if m.get(k) != v]:
+        raise ValueError(f"`{root}`: {'; '.join(wrong)}. Leave the option out, or the folder, to have such a set made")
     says = (f"Synthetic X-rays, drawn by a program: {len(t)} images of {t.images.patient_id.nunique()} patients, difficulty `{m.get('difficulty')}`, "
             f"seed {m.get('seed')}. They show that the code works, not how it does on patients.")
     return replace(t, images=t.images.assign(source='synthetic'), info=t.info | {'source': 'synthetic', 'says': says, 'synthetic': m})

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
-from .projection import Beam, View, blur, deposit, ellipsoid, length, overlap, profile, round_solid, tube_points, uncovered, window, LEVELS
+from .projection import Beam, View, blur, deposit, ellipsoid, length, overlap, profile, round_solid, tabled, tube_points, uncovered, window, LEVELS
 
 # %% ../nbs/00bd_thorax.ipynb #d33d5c31
 SOFT,LUNG,BONE = .205,.055,.40 # 1/cm at 60 keV: muscle and blood; inflated lung; what compact bone absorbs more than soft tissue
@@ -71,20 +71,26 @@ class Posture:
     shift:float=0. # of the mediastinum to the left, cm
 
 # %% ../nbs/00bd_thorax.ipynb #b1e5dd90
+@lru_cache(64)
+def _cavity(s, W, H): # the same at every visit
+    return profile(s*np.array([-13.6,-13.2,-12.3,-10.5,-8,-4,1,6,11,16]), W*np.array([.02,.30,.50,.665,.79,.90,.965,1,1.01,.98]),
+                   H*np.array([.02,.2,.36,.56,.73,.88,.97,1,1,.97]), s*np.array([-3.2,-3.2,-2.8,-2.2,-1.4,-.6,0,.1,0,-.2]), 0.)
+
+@lru_cache(64)
+def _trunk(s, W, H, fat):
+    wide = np.array([7*s,6.8*s+.3*fat,8.2*s+.4*fat,13.5*s+.5*fat,20*s+.6*fat,21.5*s+.7*fat,.93*W+7+fat,.97*W+4.2+1.1*fat,W+2.8+1.1*fat,W+2.2+1.25*fat,W+2.2+1.4*fat,W+2+1.6*fat])
+    deep = np.array([6.6,6.8,7.2,7.4,7.8,.74*H+.9*fat,.83*H+.8+.9*fat,.93*H+.8+fat,H+1+fat,H+1+1.2*fat,H+.8+1.4*fat,H+1.6*fat])
+    return profile(s*np.array([-30,-21,-17.5,-15.3,-13,-9.5,-5.5,-2,3,8,14,25]), wide, deep, -.3, 0.)
+
 def outlines(an:Anatomy,
              po:Posture,
             )->dict: # cavity, trunk, middle: (4, 241)
     "Rib cage, trunk and mediastinum by level: half width, half depth, middle in z, middle in x"
-    s,W,H,fat,old = an.size,an.width,an.depth,an.fat,an.old
-    cavity = profile(s*np.array([-13.6,-13.2,-12.3,-10.5,-8,-4,1,6,11,16]), W*np.array([.02,.30,.50,.665,.79,.90,.965,1,1.01,.98]),
-                     H*np.array([.02,.2,.36,.56,.73,.88,.97,1,1,.97]), s*np.array([-3.2,-3.2,-2.8,-2.2,-1.4,-.6,0,.1,0,-.2]), 0.)
-    wide = np.array([7*s,6.8*s+.3*fat,8.2*s+.4*fat,13.5*s+.5*fat,20*s+.6*fat,21.5*s+.7*fat,.93*W+7+fat,.97*W+4.2+1.1*fat,W+2.8+1.1*fat,W+2.2+1.25*fat,W+2.2+1.4*fat,W+2+1.6*fat])
-    deep = np.array([6.6,6.8,7.2,7.4,7.8,.74*H+.9*fat,.83*H+.8+.9*fat,.93*H+.8+fat,H+1+fat,H+1+1.2*fat,H+.8+1.4*fat,H+1.6*fat])
-    trunk = profile(s*np.array([-30,-21,-17.5,-15.3,-13,-9.5,-5.5,-2,3,8,14,25]), wide, deep, -.3, 0.)
+    s,H,fat,old = an.size,an.depth,an.fat,an.old
     half = s*np.array([4.2,3.3,2.75,2.5,2.6,2.5,2.2,2.1,2.1])*(.88+.16*old+.035*fat)
     off = s*np.array([0,0,0,.15,.2,.1,0,0,0])+.3*an.spine+po.shift*np.array([.1,.3,.5,.7,.9,1,1,1,.8])
     middle = profile(s*np.array([-16,-13,-11,-8,-5.5,-3,0,5,12]), half, H/9.3*np.array([9.,9,8.,7.,6.,4.8,3.4,2.7,2.6]), s*np.array([-.5,-.5,-.6,-.8,-1.4,-2.6,-4.4,-5.6,-5.8]), off)
-    return dict(cavity=cavity, trunk=trunk, middle=middle)
+    return dict(cavity=_cavity(s, an.width, H), trunk=_trunk(s, an.width, H, fat), middle=middle)
 
 # %% ../nbs/00bd_thorax.ipynb #39fb2b2d
 def domes(an:Anatomy,
@@ -294,7 +300,7 @@ def ribs(b:Body,
     drop = np.array([.36,.55,.72,.84,.93,1,1.03,1.02,.98,.9,.55,.4])*(an.slope+(1-po.breath)*1.5)
     phi = .17+(end-.17)*_ring(int(150*dense))
     y = s*((-13.9+2.3*k+.02*k*k)[:,None]+drop[:,None]*((1-np.cos(phi))/2)**1.15-.5*np.exp(-((phi-.35)/.3)**2))
-    w,h,c = (np.interp(y, LEVELS, o) for o in b.cavity[:3])
+    w,h,c = tabled(b.cavity[:3], y)
     for i,least in enumerate((4.2,6.4,8.)): w[i] = np.maximum(w[i], least*s*np.sin(np.minimum(phi[i],1.57))**.5)
     x,z = np.maximum((w+.55)*np.abs(np.sin(phi))**.82, 2.3*s*(phi<1)), c-(h+.5)*np.cos(phi)
     rng,path = np.random.default_rng(an.seed+1), np.stack([x,y,z],-1)
@@ -321,17 +327,21 @@ def _vertebra(n=150): # points of one, about its middle, 1 = half width across, 
     return np.concatenate(P).astype(np.float32), np.concatenate(M).astype(np.float32)
 
 # %% ../nbs/00bd_thorax.ipynb #2ab2959b
-def spine(b:Body,
-          dense:float=1.,
-         )->tuple: # points (N, 3) cm, mass (N,) cm3 of compact bone
-    "Twenty vertebrae in a row"
-    an,s,k = b.an,b.an.size,np.arange(-5,15)
+@lru_cache(64)
+def _spine(s, bow, bone, dense): # the same at every visit
+    k = np.arange(-5,15)
     p,m = _vertebra(int(150*dense**1.5))
     y = s*(-13.2+2.3*k+.03*k*np.abs(k))
     grow = np.where(k>0, 1+.035*k, .92)
     P = p[None]*np.stack([grow*.9,np.full(20,1.),np.full(20,1.)],-1)[:,None]*s
-    P[...,0] += (an.spine*np.exp(-(y/9)**2))[:,None]; P[...,1] += y[:,None]
-    return P.reshape(-1,3), (m[None]*(an.bone*s*np.where(k>-1,grow,.55))[:,None]).reshape(-1)
+    P[...,0] += (bow*np.exp(-(y/9)**2))[:,None]; P[...,1] += y[:,None]
+    return P.reshape(-1,3), (m[None]*(bone*s*np.where(k>-1,grow,.55))[:,None]).reshape(-1)
+
+def spine(b:Body,
+          dense:float=1.,
+         )->tuple: # points (N, 3) cm, mass (N,) cm3 of compact bone
+    "Twenty vertebrae in a row"
+    return _spine(b.an.size, b.an.spine, b.an.bone, dense)
 
 # %% ../nbs/00bd_thorax.ipynb #3ae5d6b3
 @lru_cache
@@ -371,34 +381,42 @@ def girdle(b:Body,
     return np.stack(lines), np.stack(rads), np.concatenate(P), np.concatenate(M)
 
 # %% ../nbs/00bd_thorax.ipynb #58dadbdf
-def vessels(b:Body,
-            dense:float=1.,
-            seed=None, # another tree than the patient's own
-            sides=(-1,1), # right, left
-           )->list: # by generation: path (R, T, 3), radius (R, T), points a ring
-    "Trees of vessels that fork six times from the roots of both lungs; none leaves the chest"
-    an,s,rng,out = b.an,b.an.size,np.random.default_rng(b.an.seed+4 if seed is None else seed),[]
-    unit = lambda v: v/np.linalg.norm(v, axis=-1, keepdims=True)
+@lru_cache(64)
+def _tree(s, W, H, hilum, seed, dense, sides): # as `vessels`, of a patient whose mediastinum is in the middle: the same at every visit
+    rng,out,cage = np.random.default_rng(seed),[],_cavity(s, W, H)[:3]
+    unit = lambda v: v/np.sqrt((v*v).sum(-1, keepdims=True))
     n0,tips,ds,rs = 13,[],[],[]
     for e in sides:
         el,az = np.linspace(-1.25,1.5,n0)+rng.normal(0,.12,n0), rng.uniform(-1.1,1.1,n0)
         d = unit(np.stack([e*(.9*np.cos(el)*np.cos(az)+.1), np.sin(el), np.cos(el)*np.sin(az)],-1))
-        tips.append(np.array([3.4*e*s+.6*b.po.shift, (-1.4 if e>0 else -.4)*s, -.6*s])+rng.normal(0,[.5,1.1,.8],(n0,3))*s+.4*d)
-        ds.append(d); rs.append(np.clip(rng.normal(.40,.08,n0),.22,.6)*an.hilum*s*(.8+.35*(el>0)))
+        tips.append(np.array([3.4*e*s, (-1.4 if e>0 else -.4)*s, -.6*s])+rng.normal(0,[.5,1.1,.8],(n0,3))*s+.4*d)
+        ds.append(d); rs.append(np.clip(rng.normal(.40,.08,n0),.22,.6)*hilum*s*(.8+.35*(el>0)))
     tip,d,r = np.concatenate(tips),np.concatenate(ds),np.concatenate(rs)
     for g in range(6):
         t,L = _ring(max(6, int((20-2*g)*dense))), 3.3*.82**g*s*np.clip(rng.normal(1,.25,len(tip)),.45,1.6)
         bend = unit(np.cross(d, rng.normal(size=d.shape)))
         path = tip[:,None]+L[:,None,None]*(t[None,:,None]*d[:,None]+.13*np.sin(np.pi*t)[None,:,None]*bend[:,None])
-        w,h,c = (np.interp(path[...,1], LEVELS, o) for o in b.cavity[:3])
+        w,h,c = tabled(cage, path[...,1])
         inside = np.clip(9*(1-(path[...,0]/np.maximum(w,.1))**2-((path[...,2]-c)/np.maximum(h,.1))**2), 0, 1)
-        out.append((path, r[:,None]*(1-.22*t)*np.sqrt(inside), (9,6,4,3,2,1)[g]))
+        out.append((path.astype(np.float32), (r[:,None]*(1-.22*t)*np.sqrt(inside)).astype(np.float32), (9,6,4,3,2,1)[g]))
         k = inside[:,-1] > .05
         end,d,r = path[k,-1],d[k],r[k]
         turn,f,q = unit(np.cross(d, rng.normal(size=d.shape))), rng.uniform([.25,.35],[.55,.75],(len(d),2))[...,None], rng.uniform(.45,.75,len(d))
         tip,d = np.concatenate([end,end]), np.concatenate([d*np.cos(f[:,0])+turn*np.sin(f[:,0]), d*np.cos(f[:,1])-turn*np.sin(f[:,1])])
         r = .78*np.concatenate([r*(2*q)**.25, r*(2-2*q)**.25])
     return out
+
+def vessels(b:Body,
+            dense:float=1.,
+            seed=None, # another tree than the patient's own
+            sides=(-1,1), # right, left
+           )->list: # by generation: path (R, T, 3), radius (R, T), points a ring
+    "Trees of vessels that fork six times from the roots of both lungs; none leaves the chest"
+    an,shift = b.an,.6*b.po.shift
+    tree = _tree(an.size, an.width, an.depth, an.hilum, an.seed+4 if seed is None else seed, dense, tuple(sides))
+    if not shift: return tree
+    aside = lambda p: np.stack([p[...,0]+shift*np.clip(1-np.abs(p[...,0])/an.width, 0, 1), p[...,1], p[...,2]], -1)   # the wall stays where it is
+    return [(aside(p), r, n) for p,r,n in tree]
 
 # %% ../nbs/00bd_thorax.ipynb #726fbae0
 def airways(b:Body,
