@@ -144,7 +144,7 @@ def _check_contract(t, name):
     assert (t.images.source == name).all() and t.info['source'] == name, f"the column source should be `{name}`"
     assert t.images.patient_id.map(lambda p: isinstance(p, str) and p != '').all(), "patient ids should be words"
     bare = t.images.patient_id[~t.images.patient_id.str.startswith(f'{name}:')]
-    assert name in ('nih', 'synthetic') or bare.isin({patient_of(n) for n in t.images.get('nih_image', ())}).all(), f"patients of `{name}` that are not NIH's should be called `{name}:...`: {few(bare)}"
+    assert name in ('nih', 'synthetic', 'implanted') or bare.isin({patient_of(n) for n in t.images.get('nih_image', ())}).all(), f"patients of `{name}` that are not NIH's should be called `{name}:...`: {few(bare)}"
     assert f"{len(t):,}" in t.info.get('says', ''), "info['says'] should tell the number of images"
 
 def _check_moves(load, root, t):

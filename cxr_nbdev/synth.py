@@ -38,7 +38,7 @@ class Level:
     clutter:float=1. # devices and look-alikes; 1: as many as in life
     least:float=0. # cm; smaller findings are made as large as this, nodules up to the 3 cm that a nodule may have
 
-LEVELS = {'easy': Level(2.5, 0., 4.5), 'medium': Level(1.5, .5, 2.), 'hard': Level()}
+LEVELS = {'easy': Level(2.2, 0., 4.5), 'medium': Level(1.5, .5, 2.), 'hard': Level()}
 
 def level_of(difficulty, # a name in `LEVELS`, or the strength of the findings as a number
             )->Level:
