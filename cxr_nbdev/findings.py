@@ -101,7 +101,7 @@ def box_of(mask, # (n, n) map of a finding
 def _rim(r, a, rng, margin): # where the surface lies in direction a, 1 on average; spikes of tissue around it, cm
     rim = 1+sum(rng.normal(0, (.03 if margin=='smooth' else .07)/j)*torch.cos(j*a+rng.uniform(0,6.283)) for j in range(2,6))
     if margin=='lobed':                                        # bulges, broad and few
-        for _ in range(int(rng.integers(2,5))): rim = rim+rng.uniform(.08,.22)*(torch.exp(-(torch.sin((a-rng.uniform(0,6.283))/2)/.35)**2)-.197)
+        for _ in range(int(rng.integers(2,5))): rim = rim+rng.uniform(.08,.22)*(torch.exp(-(torch.sin((a-rng.uniform(0,6.283))/2)/.35)**2)-.197) # .197: the mean of such a bulge
     ray = torch.zeros_like(r)
     if margin=='spiked':
         for _ in range(int(rng.integers(7,15))): ray = ray+rng.uniform(.3,1)*torch.exp(-(torch.sin((a-rng.uniform(0,6.283))/2)/.045)**2)
@@ -242,7 +242,7 @@ def infiltrate(ch, k, rng, box, strength):
 
 # %% ../nbs/00bg_findings.ipynb #631a7c55
 def bronchi(ch:Chest, k:int): # (1, size, size) cm of air along the rays of film k
-    "A tree of airways: each runs beside an artery, and is as wide"
+    "A tree of airways: each runs beside a vessel of the patient and is nearly as wide"
     bm = ch.beam.cut(slice(None), slice(None), slice(k,k+1))
     tree = vessels(ch.bodies[k], ch.size/256)[1:5]
     parts = [lay_tubes(bm, [(p+np.array([1.2,1.2,0], np.float32)*r[...,None],.8*r)], 1., 0., 3) for p,r,_ in tree]

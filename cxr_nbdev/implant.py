@@ -374,9 +374,10 @@ def load_implanted(root, # a folder made by `implant_set`
     try: says = json.loads(marker.read_text())
     except (OSError, ValueError): says = {}
     if says.get('generator') != 'cxr_nbdev.implant': raise ValueError(f"`{root}` was not made by implant_set (its synthetic.json says {says.get('generator')!r}): make it with implant_set(tables, root)")
-    t = load_nih(root, classes=classes, skip_bad=skip_bad, keep='all')
-    rows = [o.split(',') for o in (marker.parent/'Data_Entry_2017_v2020.csv').read_text().splitlines()[1:]]
-    of = {o[0]: (o[-2] == '1', o[-1]) for o in rows}
+    t = load_nih(root, classes=classes, skip_bad=skip_bad, keep='listed')
+    head, *rows = [o.split(',') for o in (marker.parent/'Data_Entry_2017_v2020.csv').read_text().splitlines()]
+    of = {o[0]: (o[-2] == '1', o[-1]) for o in rows if len(o) == len(head)}
+    if lost := [i for i in t.images.image_id if i not in of]: raise ValueError(f"the label table of `{root}` doesn't say what {few(lost)} was made from: make the set again with implant_set(tables, root)")
     mark, made = zip(*(of[i] for i in t.images.image_id))
     text = (f"{len(t)} normal images of {t.images.patient_id.nunique()} patients, {sum(mark)} of them with an implanted finding, seed {says['seed']}. "
             "To train on, never to evaluate on: an implanted finding is not a real one.")

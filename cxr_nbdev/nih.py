@@ -250,7 +250,8 @@ def _image_names(boxed, found, label_ids, keep):
     "Which images to take, under the names that the tables use."
     names = sorted(set(boxed))
     if keep == 'boxed': return names
-    if keep != 'all': raise ValueError(f"keep must be 'boxed' or 'all', got {keep!r}")
+    if keep == 'listed': return sorted({*names, *label_ids})
+    if keep != 'all': raise ValueError(f"keep must be 'boxed', 'listed' or 'all', got {keep!r}")
     known = {os.path.splitext(n)[0]: n for n in (*label_ids, *names)}
     return sorted({*names, *(n if n in label_ids else known.get(os.path.splitext(n)[0], n) for n in found)})
 
@@ -272,7 +273,7 @@ def load_image_folder(image_folder, # holds the images, or images/, images_001/i
                       label_table=None, # Data_Entry_2017*.csv, or as `read_nih_labels` gives it; None: what is not boxed counts as absent
                       classes:str='nih7', # a name in `CLASS_SETS`
                       skip_bad:bool=False, # go on without missing and unreadable images
-                      keep:str='boxed', # 'boxed': images of the box list; 'all': every image on disk
+                      keep:str='boxed', # 'boxed': images of the box list; 'listed': those of the label table too; 'all': every image on disk
                       source:str='nih', # goes into the column `source`
                       frame:int=1024, # side of the square that the boxes were drawn in
                      )->Tables:
@@ -365,7 +366,7 @@ def _official(ids, root):
 def load_nih(root, # folder with images and BBox_List_2017.csv
              classes:str='nih7', # a name in `CLASS_SETS`
              skip_bad:bool=False, # go on without missing and unreadable images
-             keep:str='auto', # 'boxed': images of the box list; 'all': every image on disk; 'auto': 'all' beside a synthetic.json
+             keep:str='auto', # 'boxed': images of the box list; 'listed': those of the label table too; 'all': every image on disk; 'auto': 'all' beside a synthetic.json
              radiologists:bool=True, # where Google's labels of 2019 lie in the folder, let them outweigh the report
             )->Tables:
     "NIH ChestX-ray14 as it was unpacked (Wang et al., CVPR 2017)."

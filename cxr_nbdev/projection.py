@@ -205,10 +205,12 @@ def round_solid(beam,
                )->tuple:
     "Interval of each ray in a solid with round cross sections"
     curved = [i for i in range(4) if (t[:,i] != t[:,i,:1]).any()]                # a curve that is one number needs no table
-    fine,level = finer(t[:,curved]) if curved else None,dict(enumerate(t[:,:,0,None,None].unbind(1)))
+    fine = finer(t[:,curved]) if curved else None
     def sheet(z):
-        x,y = beam.xy(z)
-        w,h,c,m = (level|dict(zip(curved, lookup(fine, y).unbind(1))) if curved else level).values()
+        (x,y),at = beam.xy(z), list(t[:,:,0,None,None].unbind(1))
+        if curved:
+            for i,o in zip(curved, lookup(fine, y).unbind(1)): at[i] = o
+        w,h,c,m = at
         if grow: w,h = w+grow, h+grow
         u = (x-m).div_(w.clamp(min=1e-3)).square_().clamp_(max=1)
         bent = (u*square).add_(1-square).mul_(u)

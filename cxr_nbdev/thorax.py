@@ -71,12 +71,12 @@ class Posture:
     shift:float=0. # of the mediastinum to the left, cm
 
 # %% ../nbs/00bd_thorax.ipynb #b1e5dd90
-@lru_cache(64)
+@lru_cache(16)
 def _cavity(s, W, H): # the same at every visit
     return profile(s*np.array([-13.6,-13.2,-12.3,-10.5,-8,-4,1,6,11,16]), W*np.array([.02,.30,.50,.665,.79,.90,.965,1,1.01,.98]),
                    H*np.array([.02,.2,.36,.56,.73,.88,.97,1,1,.97]), s*np.array([-3.2,-3.2,-2.8,-2.2,-1.4,-.6,0,.1,0,-.2]), 0.)
 
-@lru_cache(64)
+@lru_cache(16)
 def _trunk(s, W, H, fat):
     wide = np.array([7*s,6.8*s+.3*fat,8.2*s+.4*fat,13.5*s+.5*fat,20*s+.6*fat,21.5*s+.7*fat,.93*W+7+fat,.97*W+4.2+1.1*fat,W+2.8+1.1*fat,W+2.2+1.25*fat,W+2.2+1.4*fat,W+2+1.6*fat])
     deep = np.array([6.6,6.8,7.2,7.4,7.8,.74*H+.9*fat,.83*H+.8+.9*fat,.93*H+.8+fat,H+1+fat,H+1+1.2*fat,H+.8+1.4*fat,H+1.6*fat])
@@ -327,7 +327,7 @@ def _vertebra(n=150): # points of one, about its middle, 1 = half width across, 
     return np.concatenate(P).astype(np.float32), np.concatenate(M).astype(np.float32)
 
 # %% ../nbs/00bd_thorax.ipynb #2ab2959b
-@lru_cache(64)
+@lru_cache(16)
 def _spine(s, bow, bone, dense): # the same at every visit
     k = np.arange(-5,15)
     p,m = _vertebra(int(150*dense**1.5))
@@ -381,12 +381,12 @@ def girdle(b:Body,
     return np.stack(lines), np.stack(rads), np.concatenate(P), np.concatenate(M)
 
 # %% ../nbs/00bd_thorax.ipynb #58dadbdf
-@lru_cache(64)
-def _tree(s, W, H, hilum, seed, dense, sides): # as `vessels`, of a patient whose mediastinum is in the middle: the same at every visit
+@lru_cache(16)
+def _tree(s, W, H, hilum, seed, dense): # as `vessels`, of a patient whose mediastinum is in the middle: the same at every visit
     rng,out,cage = np.random.default_rng(seed),[],_cavity(s, W, H)[:3]
     unit = lambda v: v/np.sqrt((v*v).sum(-1, keepdims=True))
     n0,tips,ds,rs = 13,[],[],[]
-    for e in sides:
+    for e in (-1,1):                                       # right, left
         el,az = np.linspace(-1.25,1.5,n0)+rng.normal(0,.12,n0), rng.uniform(-1.1,1.1,n0)
         d = unit(np.stack([e*(.9*np.cos(el)*np.cos(az)+.1), np.sin(el), np.cos(el)*np.sin(az)],-1))
         tips.append(np.array([3.4*e*s, (-1.4 if e>0 else -.4)*s, -.6*s])+rng.normal(0,[.5,1.1,.8],(n0,3))*s+.4*d)
@@ -408,12 +408,10 @@ def _tree(s, W, H, hilum, seed, dense, sides): # as `vessels`, of a patient whos
 
 def vessels(b:Body,
             dense:float=1.,
-            seed=None, # another tree than the patient's own
-            sides=(-1,1), # right, left
            )->list: # by generation: path (R, T, 3), radius (R, T), points a ring
     "Trees of vessels that fork six times from the roots of both lungs; none leaves the chest"
     an,shift = b.an,.6*b.po.shift
-    tree = _tree(an.size, an.width, an.depth, an.hilum, an.seed+4 if seed is None else seed, dense, tuple(sides))
+    tree = _tree(an.size, an.width, an.depth, an.hilum, an.seed+4, dense)
     if not shift: return tree
     aside = lambda p: np.stack([p[...,0]+shift*np.clip(1-np.abs(p[...,0])/an.width, 0, 1), p[...,1], p[...,2]], -1)   # the wall stays where it is
     return [(aside(p), r, n) for p,r,n in tree]
@@ -464,12 +462,11 @@ def skeleton(chest:Chest,
 # %% ../nbs/00bd_thorax.ipynb #ba129bf6
 def vessel_map(chest:Chest,
                dense=None, # None: as the size asks for
-               **kw # for `vessels`
               )->torch.Tensor: # (B, size, size) cm of blood
     "Vessels along the rays"
     bs,bm = chest.bodies,chest.beam
     dense = dense or chest.size/256
-    trees = [vessels(b, dense, **kw) for b in bs]
+    trees = [vessels(b, dense) for b in bs]
     parts = [lay_tubes(bm, [(t[g][0],t[g][1]) for t in trees], 1., 0., trees[0][g][2]) for g in range(6)]
     return blur(deposit(bm, *(torch.cat(o,1) for o in zip(*parts))), .45*chest.size/256)
 
