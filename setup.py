@@ -43,7 +43,7 @@ setup(
     packages=find_packages(include=[cfg["lib_name"], cfg["lib_name"]+".*"]),
     python_requires=">="+cfg["min_python"],
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split(), "dicom": cfg["dicom_requirements"].split(), "ui": ["mlflow>=3.1,<4"]},
+    extras_require={"dev": cfg["dev_requirements"].split(), "dicom": cfg["dicom_requirements"].split(), "imagenet": cfg["imagenet_requirements"].split(), "ui": ["mlflow>=3.1,<4"]},
     entry_points={
         "console_scripts": [o.strip() for o in cfg["console_scripts"].splitlines() if o.strip()],
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],
