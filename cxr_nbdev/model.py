@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['DETECTORS', 'FORMAT', 'CHECKS', 'Detector', 'register_detector', 'list_detectors', 'create_detector', 'to_original',
-           'checkpoint_header', 'save_detector', 'open_checkpoint', 'read_checkpoint', 'load_detector', 'example_batch',
-           'check_detector']
+           'checkpoint_header', 'save_detector', 'list_weights', 'checkpoint_file', 'open_checkpoint',
+           'read_checkpoint', 'load_detector', 'example_batch', 'check_detector']
 
 # %% ../nbs/03_model.ipynb #16450dfb
-import ast, json, pickle, tempfile, time, zipfile, zlib
+import ast, hashlib, json, pickle, tempfile, time, zipfile, zlib
 from contextlib import nullcontext
 from fnmatch import fnmatch
 from functools import lru_cache
@@ -21,7 +21,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 
-from .data import near
+from .data import near, shipped_file
 from .dataset import boxes_to_original
 from .files import atomic_write
 
@@ -236,25 +236,63 @@ def checkpoint_header(detector, # Detector
                 normalisation=dict(mean=s["mean"], std=s["std"]), extra=extra)
 
 # %% ../nbs/03_model.ipynb #6d6eeeb1
-def save_detector(path, # file to write, by custom `NAME.ckpt`
+def save_detector(path, # file to write, by custom `NAME.ckpt`; a name that ends in .safetensors gives the small form, see below
                   detector, # Detector
                   extra=None # more plain values to keep
                  ): # Path
     "Keep a detector: its header and its weights."
-    sd = {k: v.detach().cpu() for k, v in detector.state_dict().items()}
-    ck = dict(cxr_nbdev=checkpoint_header(detector, extra), state_dict=sd)
+    sd, header = {k: v.detach().cpu() for k, v in detector.state_dict().items()}, checkpoint_header(detector, extra)
     n = sum(v.numel()*v.element_size() for v in sd.values())
-    return atomic_write(path, lambda p: torch.save(ck, p), n_bytes=int(1.05*n)+1_000_000)
+    write = (lambda p: _save_small(p, header, sd)) if Path(path).suffix == ".safetensors" else (lambda p: torch.save(dict(cxr_nbdev=header, state_dict=sd), p))
+    return atomic_write(path, write, n_bytes=int(1.05*n)+1_000_000)
+
+# %% ../nbs/03_model.ipynb #5afe0002
+def _digest(tensors):
+    "SHA-256 of names and bytes, in the order of the names."
+    h = hashlib.sha256()
+    for k in sorted(tensors): h.update(k.encode() + tensors[k].contiguous().numpy().tobytes())
+    return h.hexdigest()
+
+def _save_small(path, header, sd):
+    "Kernels as float16, anything else as it is."
+    from safetensors.torch import save_file
+    small = {k: (v.half() if v.ndim > 1 and v.is_floating_point() else v).contiguous() for k, v in sd.items()}
+    save_file(small, path, dict(cxr_nbdev=json.dumps(header), sha256=_digest(small)))
+
+def _open_small(path, damaged):
+    "As `open_checkpoint`, for the small form."
+    from safetensors import SafetensorError, safe_open
+    try:
+        with safe_open(path, "pt") as f: meta, sd = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
+    except (SafetensorError, OSError, ValueError) as e: raise ValueError(f"{path} {damaged} ({type(e).__name__})") from None
+    if "cxr_nbdev" not in meta: return {}
+    if meta.get("sha256") != _digest(sd): raise ValueError(f"{path} {damaged}")
+    try: header = json.loads(meta["cxr_nbdev"])
+    except ValueError: raise ValueError(f"{path} {damaged}") from None
+    return dict(cxr_nbdev=header, state_dict={k: v.float() if v.dtype == torch.float16 else v for k, v in sd.items()})
+
+# %% ../nbs/03_model.ipynb #5afe0004
+def list_weights()->list: # names, sorted
+    "Trained weights that come with the package."
+    return sorted(p.stem for p in shipped_file("weights").glob("*.safetensors"))
+
+def checkpoint_file(path # a file, or a name in `list_weights`
+                   )->Path:
+    "The file that is meant; a file in the working folder goes before a name."
+    path = Path(path).expanduser()
+    return shipped_file("weights", f"{path}.safetensors") if not path.exists() and str(path) in list_weights() else path
 
 # %% ../nbs/03_model.ipynb #6b9579f1
-def open_checkpoint(path # a file that `torch.save` wrote
+def open_checkpoint(path # a file that `save_detector` or Lightning wrote, or a name in `list_weights`
                    ): # dict, as it was saved
     "All that is in a file of tensors and plain values; ValueError when it is cut off, damaged or holds code."
-    path, damaged = Path(path), "is damaged or was cut off while it was copied. Next step: copy it again, or take another checkpoint of the run"
+    path, damaged = checkpoint_file(path), "is damaged or was cut off while it was copied. Next step: copy it again, or take another checkpoint of the run"
     if not path.is_file():
         there = sorted(p.name for p in path.parent.glob("*.ckpt")) if path.parent.is_dir() else []
         raise FileNotFoundError(f"{path} is {'a folder' if path.is_dir() else 'not there'}; a checkpoint is a file such as runs/NAME/best.ckpt"
-                                + (f". In {path.parent} there are: {', '.join(there)}" if there else ""))
+                                + (f". In {path.parent} there are: {', '.join(there)}" if there else "")
+                                + (f"; or the name of weights that come with the package: {', '.join(list_weights())}{near(path.name, list_weights())}" if list_weights() else ""))
+    if path.suffix == ".safetensors": return _open_small(path, damaged)
     with open(path, "rb") as f: start = f.read(2)
     if start != b"PK": raise ValueError(f"{path} is not a checkpoint of cxr_nbdev" + ("" if start else ": it is empty"))
     try:
@@ -268,7 +306,7 @@ def open_checkpoint(path # a file that `torch.save` wrote
     except Exception as e: raise ValueError(f"{path} {damaged} ({type(e).__name__})") from None
 
 # %% ../nbs/03_model.ipynb #e1fb1710
-def read_checkpoint(path # written by `save_detector`, or in training by Lightning
+def read_checkpoint(path # written by `save_detector`, or in training by Lightning; or a name in `list_weights`
                    ): # header (dict with format, spec, classes, image_size, normalisation, extra) and state dict
     "Header and weights of a checkpoint, checked; nothing is built and no code from the file is run."
     ck = open_checkpoint(path)
@@ -284,7 +322,7 @@ def read_checkpoint(path # written by `save_detector`, or in training by Lightni
     return h, inner or sd
 
 # %% ../nbs/03_model.ipynb #785f68ae
-def load_detector(path, # written by `save_detector`, or in training by Lightning
+def load_detector(path, # written by `save_detector`, or in training by Lightning; or a name in `list_weights`
                   classes=None, # the classes that are expected; others are an error
                   image_size:int=0 # another side than it was trained with; 0: the same
                  ): # Detector, in eval mode, on the CPU
