@@ -175,11 +175,12 @@ def pool_tables(parts)->Tables: # list of Tables without an image in common
     if ids.duplicated().any(): raise ValueError(f"{int(ids.duplicated().sum())} images are held out in several folds")
     return replace(first, images=join("images"), boxes=join("boxes"), states=join("states"))
 
-def pooled(folders)->Pooled: # of the folds of one arm and seed
+def pooled(folders, which="last")->Pooled: # of the folds of one arm and seed; which: the folder in theirs
     "Read what `save_last` has written."
-    truths = [read_coco_truth(o/"last/truth.json") for o in folders]
-    preds = [read_predictions(o/"last/predictions.json", t, annotations=o/"last/truth.json", allow="boxes")[0] for o, t in zip(folders, truths)]
-    floors = [floor_predictions(read_json(o/"last/floor.json"), t) for o, t in zip(folders, truths)]
+    at = [o/which for o in folders]
+    truths = [read_coco_truth(o/"truth.json") for o in at]
+    preds = [read_predictions(o/"predictions.json", t, annotations=o/"truth.json", allow="boxes")[0] for o, t in zip(at, truths)]
+    floors = [floor_predictions(read_json(o/"floor.json"), t) for o, t in zip(at, truths)]
     merge = lambda ds: {k: v for d in ds for k, v in d.items()}
     return Pooled(merge(preds), pool_tables(truths), merge(floors))
 
