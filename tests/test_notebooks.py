@@ -113,7 +113,7 @@ def test_exported_cells(path):
     assert "nbdev_export()" in source(last) and "skip-execution" in tags(last) and "hide" in directives(last), f"{path.name} doesn't end by exporting"
 
 
-@pytest.mark.parametrize("name", ["04_train", "04a_ablation", "05_eval"])
+@pytest.mark.parametrize("name", ["04_train", "04a_ablation", "04b_ladder", "05_eval"])
 def test_parameters_cell(name):
     "One cell has the tag that papermill looks for, and holds only commented assignments."
     cells = [c for c in read(ROOT/f"nbs/{name}.ipynb")["cells"] if "parameters" in tags(c)]

@@ -101,14 +101,15 @@ def test_eval_without_a_run(start):
     assert "papermill nbs/04_train.ipynb runs/exp1.ipynb" in start("papermill nbs/05_eval.ipynb runs/e.ipynb", ok=False).text
 
 
-@pytest.mark.parametrize("name", ["04_train", "04a_ablation", "05_eval", "05c_compare"])
+@pytest.mark.parametrize("name", ["04_train", "04a_ablation", "04b_ladder", "05_eval", "05c_compare"])
 def test_help_and_defaults(name):
     "papermill explains every parameter, in the words of the config, and the cell holds the config's own defaults."
     from papermill.inspection import inspect_notebook
     from cxr_nbdev.config import EvalConfig, TrainConfig, docments, fields, parse_config
     from cxr_nbdev.ablation import AblationConfig
     from cxr_nbdev.compare import CompareConfig
-    cls = {"04_train": TrainConfig, "04a_ablation": AblationConfig, "05_eval": EvalConfig, "05c_compare": CompareConfig}[name]
+    from cxr_nbdev.ladder import LadderConfig
+    cls = {"04_train": TrainConfig, "04a_ablation": AblationConfig, "04b_ladder": LadderConfig, "05_eval": EvalConfig, "05c_compare": CompareConfig}[name]
     found, docs = inspect_notebook(str(ROOT/f"nbs/{name}.ipynb")), docments(cls)
     assert {k: v["help"] for k, v in found.items()} == {f.name: docs[f.name] for f in fields(cls)}
     assert parse_config({k: v["default"].strip('"') for k, v in found.items()}, cls) == cls()

@@ -1,0 +1,25 @@
+"""The ladder, as papermill runs it, on drawn films."""
+import json
+
+LINE = ("papermill nbs/04b_ladder.ipynb runs/rungs.ipynb -p data synthetic -p folds 0,1 -p limit 20 -p image_size 64 -p epochs 1 -p batch_size 4 "
+        "-p accelerator cpu -p n_boot 20 -p n_perm 20 -p lr 0.003")
+STEPS = ["-p", "steps", "core: anchor_scale=2; ema: average=ema; vote: core+ema"]
+
+
+def load(path): return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_ladder(start):
+    "One training is looked at twice, a vote trains nothing; the record has floor, steps and differences."
+    here = start.folder
+    start([*LINE.split(), *STEPS])
+    r, book = load(here/"runs/rungs/ladder.json"), load(here/"runs/rungs.ipynb")
+    text = "\n".join("".join(o.get("text", "")) for c in book["cells"] for o in c.get("outputs", []))
+    assert any("lr = 0.003" in "".join(c["source"]) for c in book["cells"] if "injected-parameters" in c["metadata"].get("tags", []))
+    assert (r["config"]["lr"], r["steps"], r["changes"]["vote"]) == (0.003, ["core", "ema", "vote"], "core+ema")
+    assert [r["differences"][k]["on"] for k in r["steps"]] == ["blind floor", "core", "core"]
+    assert sorted(o.parent.name for o in (here/"runs/rungs").glob("*/config.json")) == ["ema_f0_s1", "ema_f1_s1"]
+    assert (here/"runs/rungs/ema_f0_s1/raw/predictions.json").read_text() != (here/"runs/rungs/ema_f0_s1/last/predictions.json").read_text()
+    assert all(len(r["results"][k]["ap_50"]) == len(r["classes"]) and r["results"][k]["map_30_ci"] for k in r["steps"])
+    assert "`core`: " in text and str(here) not in json.dumps(book) + json.dumps(r)
+    assert r["reader_ceiling"] == {}                                                         # nobody has read drawn films twice
