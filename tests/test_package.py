@@ -57,3 +57,25 @@ def test_recipes_are_flat():
     for path in (ROOT/"configs").glob("*.yaml"):
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         assert not {"defaults", "hydra"} & set(values) and not any(isinstance(v, (dict, list)) for v in values.values()), path.name
+
+
+def test_recipes_are_experiments():
+    "Every value of every recipe is one that a training takes, and its detector can be built."
+    import yaml
+    from cxr_nbdev.config import parse_config
+    from cxr_nbdev.efficientdet import check_image_size
+    for path in (ROOT/"configs").glob("*.yaml"):
+        c = parse_config(yaml.safe_load(path.read_text(encoding="utf-8")))
+        check_image_size(c.architecture, c.image_size)
+        assert "\n#   " in path.read_text(encoding="utf-8"), f"{path.name} does not say how it is run"
+
+
+def test_ladder_recipe():
+    "The steps of the recorded ladder, from the floor upwards; the trainings that differ in the average alone are one."
+    import yaml
+    from cxr_nbdev.config import parse_config
+    from cxr_nbdev.ladder import LadderConfig, as_ablation, read_steps
+    cfg = parse_config(yaml.safe_load((ROOT/"configs/ladders/nih.yaml").read_text(encoding="utf-8")), LadderConfig)
+    steps = read_steps(cfg.steps)
+    assert list(steps) == ["effdet", "core", "imagenet", "light", "ema", "mix", "drawn", "vote"] and steps["drawn"].on == "ema"
+    assert [a.split(":")[0].strip() for a in as_ablation(cfg).arms.split(";")] == ["effdet", "core", "imagenet", "ema", "mix", "drawn"]
