@@ -39,7 +39,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     url=cfg["git_url"],
-    package_data={cfg["lib_name"]: ["class_maps/*.yaml", "folds/*", "maps/*"]},
+    package_data={cfg["lib_name"]: ["class_maps/*.yaml", "folds/*", "maps/*", "weights/*"]},
     packages=find_packages(include=[cfg["lib_name"], cfg["lib_name"]+".*"]),
     python_requires=">="+cfg["min_python"],
     install_requires=cfg["requirements"].split(),

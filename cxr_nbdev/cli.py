@@ -182,7 +182,7 @@ def eval_parser():
     add = p.add_argument
     add("--image_folder_path", default="", metavar="DIR", help="folder of the images")
     add("--annotations_file", required=True, metavar="FILE", help="boxes, in the form of BBox_List_2017.csv; with --predictions also a COCO file")
-    add("--checkpoint", default="", metavar="FILE", help="such as runs/first/best.ckpt")
+    add("--checkpoint", default="", metavar="FILE", help="such as runs/first/best.ckpt, or the name of weights that come with the package")
     add("--predictions", default="", metavar="FILE", help="score these instead of a checkpoint: COCO results (.json), a folder of YOLO text files, or a CSV")
     add("--classes", default="nih7", help="with --predictions and a CSV of boxes: nih7 or nih8 (default: nih7)")
     add("--label_table", default="", metavar="CSV", help="image-level labels, in the form of Data_Entry_2017.csv; without it an unboxed finding counts as absent")

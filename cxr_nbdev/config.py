@@ -97,7 +97,7 @@ BEFORE = dict(unboxed="absent") # what runs did that were recorded before there 
 class EvalConfig:
     "Everything that decides an evaluation."
     run:str = ""                # the run to evaluate, or the folds of a cross-validation joined by +; empty, and no checkpoint: the latest one
-    checkpoint:str = ""         # or a checkpoint file
+    checkpoint:str = ""         # or a checkpoint file, or the name of weights that come with the package
     data:str = ""               # empty: what the run was trained on; else auto, a source, or several joined by +
     data_root:str = ""          # its folder, or those of several sources; empty: as for the run
     data_options:str = ""       # what else the sources take; empty: as for the run, on its own data

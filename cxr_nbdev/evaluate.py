@@ -15,13 +15,13 @@ from pathlib import Path
 import pandas as pd
 
 from .config import EvalConfig, notebook_config
-from .data import CLASS_SETS, Tables, class_map, data_hash, list_class_sets, load_tables, near, resolve_source
+from .data import CLASS_SETS, Tables, class_map, data_hash, list_class_sets, load_tables, near, resolve_source, shipped_file
 from .dataset import CXRDataset
 from .files import atomic_write
 from .fullreport import build_report, report_page, save_report
 from .leakage import drop_overlap, seen_before
 from .metrics import floor_predictions
-from .model import load_detector, read_checkpoint
+from .model import checkpoint_file, load_detector, read_checkpoint
 from .module import predict_dataset
 from .postprocess import SETTINGS
 from .readings import find_readings, load_readings
@@ -34,7 +34,9 @@ from .train import check_device, device_name
 def find_checkpoint(run="", checkpoint=""): # (checkpoint file, name of its run or '')
     "The checkpoint of a run, or the one that is named, or that of the latest run."
     if run and checkpoint: raise ValueError("give `run` or `checkpoint`, not both: a run has its own checkpoint")
-    if checkpoint: return Path(checkpoint), (Path(checkpoint).resolve().parent.name if (Path(checkpoint).resolve().parent/"config.json").exists() else "")
+    if checkpoint:
+        path = checkpoint_file(checkpoint)
+        return path, path.resolve().parent.name if (path.resolve().parent/"config.json").exists() else ""
     there = [n for n in list_runs() if (runs_dir()/n/"best.ckpt").exists()]
     if not (run or there): raise FileNotFoundError(f"no run with a checkpoint in {runs_dir()}. Train one: papermill nbs/04_train.ipynb runs/exp1.ipynb")
     name = run or there[-1]
@@ -51,15 +53,17 @@ class Subject:
     run: str
     facts: dict
     @property
-    def folder(self): return self.path.resolve().parent
+    def folder(self): # where its results go: beside the file, and of weights that came with the package to runs/ and their name
+        return runs_dir()/self.path.stem if self.path.resolve().parent == shipped_file("weights").resolve() else self.path.resolve().parent
     @property
     def train_patients(self): return set(self.facts.get("train_patients", []))
 
 def load_subject(path, run="")->Subject: # a checkpoint of this project
     "Read a checkpoint; errors name what is wrong with it."
+    path = checkpoint_file(path)
     header, _ = read_checkpoint(path)
     det = load_detector(path)
-    return Subject(det, Path(path), run, {**header["extra"], "postprocessing": dict(getattr(det, "postprocessing", {}))})
+    return Subject(det, path, run, {**header["extra"], "postprocessing": dict(getattr(det, "postprocessing", {}))})
 
 def load_subjects(run="", checkpoint=""): # list of Subject
     "The run's checkpoint, or those of several runs joined by + that were trained on folds of the same images."

@@ -14,14 +14,14 @@ import torch
 
 from .data import Tables, few, near, project_root
 from .leakage import earlier_patients, seen_before
-from .model import Detector, read_checkpoint
+from .model import Detector, checkpoint_file, read_checkpoint
 from .run import list_runs, local_path, runs_dir
 
 # %% ../nbs/03hb_startfrom.ipynb #5a100006
-def find_start(start_from:str, # a run, its folder, or a checkpoint
+def find_start(start_from:str, # a run, its folder, a checkpoint, or the name of weights that come with the package
               )->Path: # the checkpoint
     "The file that `start_from` means; FileNotFoundError with near names where there is none."
-    for p in (runs_dir()/start_from, Path(start_from).expanduser(), project_root()/start_from):
+    for p in (runs_dir()/start_from, checkpoint_file(start_from), project_root()/start_from):
         if p.is_file(): return p
         if (p/"best.ckpt").is_file(): return p/"best.ckpt"
         if (p/"config.json").is_file(): raise FileNotFoundError(f"`start_from` is {start_from!r}, a run without a best.ckpt: was it interrupted? Continue it with `-p run {p.name} -p resume True`, or start from another")

@@ -1,0 +1,63 @@
+"""Makes the weights of a finished run part of the package: `python tools/ship.py RUN NAME [--show]`.
+
+What is taken is the end of the training (last.ckpt), not the epoch that did best on the validation patients. The file gets what a user needs beside the weights: operating points and calibration, chosen on
+the run's validation patients with the rounded weights, and how the detector's features look on training images. The card beside it is written from an evaluation of the very file that ships."""
+import argparse
+import shutil
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from cxr_nbdev.calibrate import fit_calibration, scored_detections
+from cxr_nbdev.card import write_card
+from cxr_nbdev.data import shipped_file
+from cxr_nbdev.evaluate import Answers, evaluate, load_subject
+from cxr_nbdev.fullreport import RULES
+from cxr_nbdev.metrics import floor_predictions
+from cxr_nbdev.model import load_detector, read_checkpoint, save_detector
+from cxr_nbdev.module import predict_dataset
+from cxr_nbdev.operate import choose_points, operating
+from cxr_nbdev.predict import fit_look
+from cxr_nbdev.run import Run, runs_dir, write_json
+from cxr_nbdev.rundata import get_data
+from cxr_nbdev.config import TrainConfig, parse_config
+
+LIMIT = 15e6  # bytes: what a repository bears
+
+
+def ship(run, name):
+    folder, path = runs_dir()/run, shipped_file("weights", f"{name}.safetensors")
+    record = Run(run, folder).config
+    cfg = parse_config({k: v for k, v in record.items() if k in TrainConfig.__dataclass_fields__})
+    data = get_data(replace(cfg, resume=False), "cpu")
+    if data.split.hash != record["manifest_hash"]: sys.exit(f"these images are split into {data.split.hash}, the run was trained on {record['manifest_hash']}")
+    header, _ = read_checkpoint(folder/"last.ckpt")
+    facts = dict(header["extra"], name=name, epochs=record["epochs"], recipe=f"configs/{name}.yaml", started_from=record["started_from"], licence="Apache-2.0",
+                 images="NIH ChestX-ray14, NIH Clinical Center, https://nihcc.app.box.com/v/ChestXray-NIHCC; Wang et al., CVPR 2017")
+    save_detector(path, load_detector(folder/"last.ckpt"), facts)
+    detector = load_detector(path)                                               # rounded, as everybody will have it
+    preds = predict_dataset(detector, data.val, cfg.batch_size)
+    facts |= dict(operating_points={rule: choose_points(operating(preds, data.val.tables), rule) for rule in RULES},
+                  calibration=fit_calibration(scored_detections(preds, data.val.tables)), look=fit_look(detector, data.train))
+    save_detector(path, detector, facts)
+    if path.stat().st_size > LIMIT: sys.exit(f"{path} has {path.stat().st_size/1e6:.1f} MB, more than {LIMIT/1e6:.0f}")
+    answers = Answers(preds, data.val.tables, floor_predictions(facts["blind_floor"], data.val.tables), 1.)
+    m, _ = evaluate(load_subject(path), answers)
+    with tempfile.TemporaryDirectory() as d:
+        here = Path(d)/name
+        here.mkdir()
+        for o in ("config.json", "history.csv", "split.csv"): shutil.copyfile(folder/o, here/o)
+        write_json(here/"eval.json", dict(m, subset="val"))
+        write_card(here, path.with_suffix(".md"))
+    print(f"{path}: {path.stat().st_size/1e6:.1f} MB; card: {path.with_suffix('.md').name}")
+    return m
+
+
+if __name__ == "__main__":
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("run")
+    p.add_argument("name")
+    a = p.parse_args()
+    m = ship(a.run, a.name)
+    print({k: (round(m["val"][k], 3), m["val"][f"{k}_ci"]) for k in ("map_30", "map_50")})
