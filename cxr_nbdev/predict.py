@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PROPORTION', 'FLAT', 'COLOURED', 'LOOK_LIMIT', 'LOOK_FEWEST', 'RULE', 'FLOOR', 'NOTE', 'LONGEST', 'COLUMNS',
            'find_inputs', 'picture_names', 'image_warnings', 'pooled_maps', 'watching', 'look_distances',
-           'look_features', 'fit_look', 'default_weights', 'choose_rule', 'Predictor', 'open_predictor', 'image_scores',
-           'image_record', 'predict_files', 'predict_images', 'draw_findings', 'findings_csv', 'write_predictions',
-           'findings_lines', 'predict_parser', 'predict_command', 'predict_main']
+           'look_features', 'look_of', 'fit_look', 'default_weights', 'choose_rule', 'Predictor', 'open_predictor',
+           'image_scores', 'image_record', 'predict_files', 'predict_images', 'draw_findings', 'findings_csv',
+           'write_predictions', 'findings_lines', 'predict_parser', 'predict_command', 'predict_main']
 
 # %% ../nbs/05f_predict.ipynb #0f5e0003
 import argparse
@@ -148,37 +148,46 @@ LOOK_LIMIT, LOOK_FEWEST = 5., 40
 
 def look_features(
     detector, # Detector
-    images, # uint8 (n, S, S), whole squares; or a CXRDataset, of which the images are taken without augmentation
+    images, # a CXRDataset, of which the images are taken without augmentation; or uint8 (H, W) images of any size
     batch_size:int=16, # images at a time
 )->np.ndarray: # (n, D)
     "Fingerprints of many images."
     S, out, sized = detector.image_size, [], hasattr(images, "orig_sizes")
-    place = lambda i: letterbox_affine(*images.orig_sizes[i].tolist(), S)[1] if sized else (S, S, 0, 0)
+    place = lambda i: letterbox_affine(*(images.orig_sizes[i].tolist() if sized else images[i].shape), S)[1]
     for a in range(0, len(images), batch_size):
         rows = range(a, min(a+batch_size, len(images)))
-        x = torch.from_numpy(np.stack([images.image(i) if sized else np.asarray(images[i]) for i in rows]))[:, None]
+        x = torch.from_numpy(np.stack([images.image(i) if sized else letterbox(images[i], S)[0] for i in rows]))[:, None]
         with watching(detector) as said: detector.predict(x)
         if not said or any(f.ndim != 4 for f in said[0]): raise ValueError(f"a {detector.name} shows no feature maps (a stage `backbone` that answers with maps), so its look can't be fitted; leave it out")
         out.append(pooled_maps(said[0], [place(i) for i in rows], S).numpy())
     return np.concatenate(out)
 
-def fit_look(
-    detector, # Detector, trained
-    images, # its training images: a CXRDataset, or uint8 (n, S, S)
-    patients=None, # patient of each image; None: those of the CXRDataset, or each image its own
+def look_of(
+    features, # (n, D) of the training images, from `look_features`
+    patients, # patient of each
+    image_size:int, # side of the squares that they were made from
     n_axes:int=24, # long axes of the cloud
-)->dict: # plain JSON, to be kept as `look` in the checkpoint's extra; statistics of features, no pixels
-    "What the images look like that a detector was trained on."
-    if len(images) < LOOK_FEWEST: raise ValueError(f"{len(images)} images are too few to say what training images look like; at least {LOOK_FEWEST} are needed")
-    X = look_features(detector, images).astype(float)
-    patients = getattr(images, "patient_ids", range(len(X))) if patients is None else patients
+)->dict: # plain JSON
+    "The statistics behind `look_distances`."
+    X = np.asarray(features, float)
     fold, k = np.unique(np.asarray(patients), return_inverse=True)[1] % 5, min(n_axes, len(X)//5, X.shape[1]-1)
     held = np.zeros((2, len(X)))
     for f in set(fold): held[:, fold == f] = _two_distances(X[fold == f], _axes(X[fold != f], k))
     along, off = np.median(held, 1)
     q1, q2, q3 = np.quantile(np.log(held[0]/along+held[1]/off+1e-12), [.25, .5, .75])
     m = {k: _plain(v) for k, v in dict(_axes(X, k), along=along, off=off, centre=q2, spread=max((q3-q1)/1.349, .05)).items()}
-    return dict(format=1, image_size=detector.image_size, n_images=len(X), limit=LOOK_LIMIT, **m)
+    return dict(format=1, image_size=int(image_size), n_images=len(X), limit=LOOK_LIMIT, **m)
+
+def fit_look(
+    detector, # Detector, trained
+    images, # its training images: a CXRDataset, or uint8 (H, W) images
+    patients=None, # patient of each image; None: those of the CXRDataset, or each image its own
+)->dict: # plain JSON, to be kept as `look` in the checkpoint's extra; statistics of features, no pixels
+    "What the images look like that a detector was trained on."
+    if len(images) < LOOK_FEWEST: raise ValueError(f"{len(images)} images are too few to say what training images look like; at least {LOOK_FEWEST} are needed")
+    patients = getattr(images, "patient_ids", range(len(images))) if patients is None else patients
+    if len(set(patients)) < 5 or len(patients) != len(images): raise ValueError(f"{len(patients)} patients, {len(set(patients))} of them different, for {len(images)} images; expected one an image, and at least 5 different ones")
+    return look_of(look_features(detector, images), patients, detector.image_size)
 
 # %% ../nbs/05f_predict.ipynb #0f5e0028
 RULE, FLOOR = "fp_per_image<=0.5", .05 # rule that is taken where none is asked for; boxes below this score are kept on request only
