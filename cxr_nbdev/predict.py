@@ -331,7 +331,7 @@ def _answers(p, images):
     squares, to_orig = zip(*(letterbox(im, S) for im in images))
     with watching(p.detector) as said: preds = p.detector.predict(torch.from_numpy(np.stack(squares))[:, None])
     far = [None]*len(images)
-    if p.look: far = look_distances(p.look, pooled_maps(said[0], [letterbox_affine(*im.shape, S)[1] for im in images], S).numpy()).tolist()
+    if p.look and said: far = look_distances(p.look, pooled_maps(said[0], [letterbox_affine(*im.shape, S)[1] for im in images], S).numpy()).tolist()
     return zip(to_original(preds, [dict(to_orig=a, orig_size=im.shape) for a, im in zip(to_orig, images)]), far)
 
 # %% ../nbs/05f_predict.ipynb #0f5e0039
@@ -347,14 +347,14 @@ def _head(p):
 
 def predict_images(
     paths, # a file, a folder, or a list of such
-    weights="", # name in `list_weights`, or a checkpoint file; empty: `default_weights`
+    weights="", # name in `list_weights`, or a checkpoint file; empty: `default_weights`; or an opened `Predictor`
     rule:str="", # operating rule; empty: see `choose_rule`
     threshold:float|None=None, # a score for all findings, instead of a rule
     all_boxes:bool=False, # also boxes below `FLOOR` that are not called
     batch_size:int=8, # images at a time
 )->dict: # as findings.json: note, weights, rule, thresholds, images, failed, ...
     "What a trained detector finds on images, as plain values; nothing is written."
-    files, p = find_inputs(paths), open_predictor(weights, rule, threshold)
+    files, p = find_inputs(paths), weights if isinstance(weights, Predictor) else open_predictor(weights, rule, threshold)
     done = [r for r, _ in predict_files(p, files, batch_size, all_boxes)]
     return dict(_head(p), images=[r for r in done if "reason" not in r], failed=[r for r in done if "reason" in r])
 
@@ -363,14 +363,20 @@ LONGEST = 1000 # pixels of the longer side of a drawn image, at most
 
 def _shorten(text, n): return text if len(text) <= n else f"{text[:n//2-1]} ... {text[-(n-n//2-4):]}"
 
+def _writable(text):
+    "Text with a question mark for what the pictures' font lacks."
+    from matplotlib.font_manager import findfont, get_font
+    font = get_font(findfont("DejaVu Sans"))
+    return "".join(c if font.get_char_index(ord(c)) else "?" for c in text)
+
 def _captions(p, record, n):
     "Lines above and below a picture, of at most about n letters, with their colours."
     best = max(record["boxes"], key=lambda b: b["score"], default=None)
     says = [] if any(b["called"] for b in record["boxes"]) else [f"nothing called; the strongest: {best['finding']} {best['score']:.2f}" if best else "nothing found"]
     wrap = lambda o, color: [(line, color) for line in textwrap.wrap(o, n)]
-    above = [(_shorten(Path(record["file"]).name, n), "black")]
+    above = [(_writable(_shorten(Path(record["file"]).name, n)), "black")]
     below = sum((wrap(o, "black") for o in says), []) + sum((wrap(f"WARNING: {o}", "#b02010") for o in record["warnings"]), [])
-    return above, below + wrap(f"{p.name}, {p.rule}", "0.4") + wrap(NOTE, "black")
+    return above, below + wrap(_writable(f"{p.name}, {p.rule}"), "0.4") + wrap(NOTE, "black")
 
 def draw_findings(
     p:Predictor,
@@ -383,7 +389,7 @@ def draw_findings(
     h, w = im.shape
     s = min(1, LONGEST/max(h, w))
     if s < 1: im = cv2.resize(im, (max(round(w*s), 1), max(round(h*s), 1)), interpolation=cv2.INTER_AREA)
-    grow = max(1, 400/max(im.shape)) # small ones are enlarged, or the words would fill them
+    grow = max(1, 600/max(im.shape)) # small ones are enlarged, or the words would fill them
     ih, iw = (v*grow/100 for v in im.shape)
     W, line = max(iw, 4.), .17
     above, below = _captions(p, record, int(W*13))
@@ -447,25 +453,29 @@ def write_predictions(
     return out
 
 # %% ../nbs/05f_predict.ipynb #0f5e0049
+def _image_lines(r, thresholds, most):
+    "What is said of one image."
+    called = [b for b in r["boxes"] if b["called"]]
+    out = [f"WARNING: {o}" for o in r["warnings"]]
+    for b in called[:most]:
+        q = "" if b["probability"] is None else f", probability {b['probability']:.2f}"
+        out.append(f"{b['finding']:<14} {b['score']:.2f}{q}, box {', '.join(f'{b[k]:.0f}' for k in ('x1', 'y1', 'x2', 'y2'))}")
+    if len(called) > most: out.append(f"and {len(called)-most} boxes more")
+    if called: return out
+    c, v = max(((c, v["score"]) for c, v in r["findings"].items() if c != "any_finding"), key=lambda o: o[1])
+    t = thresholds[c]
+    return out + [f"nothing called; the strongest: {c} {v:.2f} ({'never called' if t is None else f'called from {t:.2f}'})" if v else "nothing called, nothing seen"]
+
 def findings_lines(
     out:dict, # from `predict_images`
     most:int=40, # lines at most
+    boxes:int=6, # boxes of an image at most
 )->list: # lines for the terminal
-    "Called findings by image."
-    name = lambda r: Path(r["file"]).name
-    rows = []
-    for r in out["images"]:
-        called = [b for b in r["boxes"] if b["called"]]
-        if not called:
-            c, v = max(((c, v["score"]) for c, v in r["findings"].items() if c != "any_finding"), key=lambda o: o[1])
-            t = out["thresholds"][c]
-            rows.append((name(r), f"nothing called; the strongest: {c} {v:.2f} ({'never called' if t is None else f'called from {t:.2f}'})" if v else "nothing called, nothing seen"))
-        for b in called:
-            q = "" if b["probability"] is None else f", probability {b['probability']:.2f}"
-            rows.append((name(r), f"{b['finding']:<14} {b['score']:.2f}{q}, box {', '.join(f'{b[k]:.0f}' for k in ('x1', 'y1', 'x2', 'y2'))}"))
-        rows += [(name(r), f"WARNING: {o}") for o in r["warnings"]]
-    n = min(max((len(a) for a, _ in rows), default=0), 40)
-    return [f"{_shorten(a, 40):<{n}}  {b}" for a, b in rows[:most]] + ([f"... and {len(rows)-most} lines more, see the tables"] if len(rows) > most else [])
+    "Warnings and called findings by image."
+    rows = [(_shorten(Path(r["file"]).name, 40), o) for r in out["images"] for o in _image_lines(r, out["thresholds"], boxes)]
+    n, warned = max((len(a) for a, _ in rows[:most]), default=0), sum(bool(r["warnings"]) for r in out["images"])
+    more = f"... and {len(rows)-most} lines more, see the tables; {warned} of {len(out['images'])} images have a warning"
+    return [f"{a:<{n}}  {b}" for a, b in rows[:most]] + [more]*(len(rows) > most)
 
 def predict_parser():
     "The command line of cxr_predict."
@@ -489,6 +499,7 @@ def predict_command(a)->int: # a: parsed arguments; the number of files that fai
     files = find_inputs(a.images)
     p = open_predictor(a.weights, a.rule, a.threshold)
     print(f"{p.name}: {', '.join(p.classes)}; called by {p.rule}" + "; trained on drawn films, so it knows nothing of patients"*(p.facts.get("source") == "synthetic"))
+    if p.calibration: print("probability: of validation boxes with such a score, the share that hit a true box")
     out = write_predictions(p, files, a.output, a.all_boxes, not a.no_pictures, a.batch_size)
     print("", *findings_lines(out), "", sep="\n")
     n = sum("picture" in o for o in out["images"])
@@ -502,3 +513,6 @@ def predict_main(argv=None): # exit status: 0, or 1 if any file could not be rea
     except (ValueError, OSError) as e:
         print(f"cxr: {type(e).__name__}: {e}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("cxr: stopped; the tables were not written", file=sys.stderr)
+        return 130
