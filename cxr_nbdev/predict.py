@@ -178,6 +178,7 @@ def look_of(
     m = {k: _plain(v) for k, v in dict(_axes(X, k), along=along, off=off, centre=q2, spread=max((q3-q1)/1.349, .05)).items()}
     return dict(format=1, image_size=int(image_size), n_images=len(X), limit=LOOK_LIMIT, **m)
 
+# %% ../nbs/05f_predict.ipynb #0f5e0069
 def fit_look(
     detector, # Detector, trained
     images, # its training images: a CXRDataset, or uint8 (H, W) images
@@ -234,6 +235,7 @@ def _fitting(part, name, check):
     except (KeyError, TypeError, ValueError) as e: raise ValueError(f"the checkpoint's `{name}` can't be used: {e}") from None
     return part
 
+# %% ../nbs/05f_predict.ipynb #0f5e0073
 def open_predictor(
     weights="", # name in `list_weights`, or a checkpoint file; empty: `default_weights`
     rule:str="", # operating rule; empty: see `choose_rule`
@@ -281,6 +283,7 @@ def _probabilities(p, pred):
 
 def _called(p, finding, score): return p.thresholds[finding] is not None and score >= p.thresholds[finding]
 
+# %% ../nbs/05f_predict.ipynb #0f5e0070
 def image_record(
     p:Predictor,
     pred:dict, # boxes in the original frame, scores, labels
@@ -378,6 +381,7 @@ def _captions(p, record, n):
     below = sum((wrap(o, "black") for o in says), []) + sum((wrap(f"WARNING: {o}", "#b02010") for o in record["warnings"]), [])
     return above, below + wrap(_writable(f"{p.name}, {p.rule}"), "0.4") + wrap(NOTE, "black")
 
+# %% ../nbs/05f_predict.ipynb #0f5e0074
 def draw_findings(
     p:Predictor,
     record:dict, # from `image_record`
@@ -428,6 +432,7 @@ def _old_pictures(folder):
     except (OSError, ValueError, KeyError, TypeError, AttributeError): return set()
     return {folder/"pictures"/Path(o).name for o in there if isinstance(o, str)}
 
+# %% ../nbs/05f_predict.ipynb #0f5e0072
 def write_predictions(
     p:Predictor, # from `open_predictor`
     files, # paths, from `find_inputs`
@@ -477,6 +482,7 @@ def findings_lines(
     more = f"... and {len(rows)-most} lines more, see the tables; {warned} of {len(out['images'])} images have a warning"
     return [f"{a:<{n}}  {b}" for a, b in rows[:most]] + [more]*(len(rows) > most)
 
+# %% ../nbs/05f_predict.ipynb #0f5e0071
 def predict_parser():
     "The command line of cxr_predict."
     p = argparse.ArgumentParser("cxr_predict", description="Find what a trained detector sees on chest X-rays: findings.csv, findings.json and a picture for each image.",
