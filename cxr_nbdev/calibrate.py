@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from scipy.optimize import isotonic_regression
 
 from .data import State, Tables, near
 from .imagelevel import ImageLevel, plain, plain_ci, say
@@ -160,6 +159,7 @@ def _fit_logistic(score, right, shift):
 
 def _fit_isotonic(score, right):
     "Corners x, y of the best rising function, linear between them and flat beyond: first and last score of each level."
+    from scipy.optimize import isotonic_regression # takes a second to import, and who applies a fit needs none of it
     x, at = np.unique(score, return_inverse=True)
     n = np.bincount(at)
     y = isotonic_regression(np.bincount(at, right)/n, weights=n).x

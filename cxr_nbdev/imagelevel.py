@@ -15,7 +15,6 @@ from statistics import NormalDist
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 
 from .data import Tables, few, near
 from .metrics import check_preds, image_truth
@@ -239,6 +238,7 @@ def delong(
     s, pos = np.atleast_2d(np.asarray(scores, float)), np.asarray(pos, bool)
     m, n = pos.sum(), (~pos).sum()
     if min(m, n) < 2: return np.full(len(s), np.nan), np.full((len(s), len(s)), np.nan)
+    from scipy.stats import rankdata # takes two seconds to import, which those who only predict need not wait for
     rank = rankdata(s, axis=1)
     beats = (rank[:, pos] - rankdata(s[:, pos], axis=1))/n                  # (k, m) share of negatives that each positive beats
     beaten = 1 - (rank[:, ~pos] - rankdata(s[:, ~pos], axis=1))/m           # (k, n) share of positives that beat each negative
