@@ -3,6 +3,7 @@ import re
 import sys
 from pathlib import Path
 
+import results
 from nb2md import to_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,6 +18,8 @@ def readme():
 
 if __name__ == "__main__":
     path = ROOT/"README.md"
+    fresh = results.write(only_check="--check" in sys.argv)
     if "--check" not in sys.argv: path.write_text(readme(), encoding="utf-8")
+    elif not fresh: sys.exit("the tables of nbs/index.ipynb are not those of the records in runs/: run `python tools/readme.py`")
     elif not path.exists() or path.read_text(encoding="utf-8") != readme():
         sys.exit("README.md is not what nbs/index.ipynb makes: run `make prepare`")
