@@ -79,6 +79,11 @@ def data_terms(
     return TERMS.get(source) or f"The source `{source}` has no terms on record here: see where its images were obtained before using or passing on anything made from them."
 
 # %% ../nbs/05d_card.ipynb #1ba24d0d
+def _started(c):
+    "Where the weights came from when the training began."
+    if o := c.get("started_from"): return f"the weights of {o.get('run') or o['checkpoint']}, trained on {o.get('source') or 'unknown images'}"
+    return "published weights of another task" if c.get("pretrained") else "random weights"
+
 def _details(r):
     "What the model is and how it was trained."
     c, m, best = r["config"], r["metrics"] or r["result"], r["folder"]/"best.ckpt"
@@ -88,7 +93,7 @@ def _details(r):
     epochs = f"{_say(m.get('epochs') or c.get('epochs'))}" + (f", best after {m['best_epoch']}" if m.get("best_epoch") else "")
     return _facts([("run", r["name"]), ("architecture", _say(c.get("architecture")) + (f", backbone {c['backbone']}" if c.get("backbone") else "")),
         ("classes", _say(c.get("class_names"))), ("input", f"one X-ray as a square of {_say(c.get('image_size'))} px, gray"),
-        ("started from", "published weights of another task" if c.get("pretrained") else "random weights"),
+        ("started from", _started(c)),
         ("epochs", epochs), ("settings", ", ".join(f"{k} {_say(c.get(k))}" for k in ("batch_size", "optimizer", "lr", "scheduler", "augment", "seed"))),
         ("other settings that are not the default", other or "none"), ("anchors", _say((c.get("anchors_used") or {}).get("how"))),
         ("post-processing", ", ".join(f"{k} {v}" for k, v in after.items()) or MISSING),

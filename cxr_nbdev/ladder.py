@@ -32,7 +32,7 @@ from .predfiles import write_coco_predictions
 from .readings import find_readings, load_readings
 from .rundata import get_data, get_tables
 from .run import Run, papermill_output, runs_dir, versions, write_json
-from .stats import resample
+from .stats import FEW_BOXES, resample
 from .train import check_inputs
 
 # %% ../nbs/04b_ladder.ipynb #04bb0007
@@ -199,11 +199,12 @@ def _cell(b, k, sign=""):
 def ladder_table(r:dict, keys=("map_30", "map_50", "t_30", "found", "auroc"), ceiling=None)->pd.DataFrame: # r: from `climb`; ceiling: from `reader_ceiling`
     "A line a step from the floor upwards, the ceiling last; brackets: 95% intervals over patients."
     rows = {n: {NUMBERS[k]: _cell(b, k) for k in keys} for n, b in {"blind floor": r["blind_floor"], **r["results"]}.items()}
-    if ceiling: rows["reader ceiling"] = {NUMBERS[k]: _cell(ceiling_numbers(ceiling), k) for k in keys}
+    if ceiling and ceiling_numbers(ceiling): rows["reader ceiling"] = {NUMBERS[k]: _cell(ceiling_numbers(ceiling), k) for k in keys}
     return pd.DataFrame(rows).T.rename_axis("step")
 
-def ceiling_numbers(c:dict)->dict: # from `reader_ceiling`; some of NUMBERS
-    "What second readers score, under our names; of the boxes that they read again, not of all."
+def ceiling_numbers(c:dict)->dict: # from `reader_ceiling`; some of NUMBERS, {} where the readers have not read every finding again
+    "What second readers score, as a mean over the same findings."
+    if any((b.get("n_boxes") or 0) < FEW_BOXES for b in c["per_class"].values()): return {}
     t = {f"t_{round(100*i)}": j for j, i in enumerate(T_IOUS)}
     out = {k: c.get(k) for k in ("map_30", "map_30_ci", "map_50", "map_50_ci")}
     return out | {k: (c.get("t_iou") or [None]*9)[t[k]] for k in ("t_30", "t_50")} | {f"{k}_ci": (c.get("t_iou_ci") or [None]*9)[t[k]] for k in ("t_30", "t_50")}
@@ -271,7 +272,7 @@ def plot_t(r:dict, step:str, ceiling=None): # figure
     for name, (b, color, ls) in curves.items():
         ax.plot(r["ious"], b["t_macro"], ls, color=color, label=name)
         if b.get("t_macro_ci"): ax.fill_between(r["ious"], *np.array(b["t_macro_ci"], float).T, color=color, alpha=.15, lw=0)
-    if ceiling and ceiling.get("t_iou"): ax.plot(r["ious"], np.array(ceiling["t_iou"], float), "--", color="k", label="second readers")
+    if ceiling and ceiling_numbers(ceiling): ax.plot(r["ious"], np.array(ceiling["t_iou"], float), "--", color="k", label="second readers")
     ax.plot(r["ious"], WANG_2017, "-.", color=".5", lw=1, label="Wang 2017, no boxes in training")
     ax.set(xlabel="overlap (IoU) that is asked for", ylabel="share of boxed findings", ylim=(0, 1)); ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, .5))
     return fig

@@ -29,7 +29,8 @@ def ladder():
     for n in r["steps"]:
         d = r["differences"][n]
         rows.append(line(f"`{n}`: {' '.join(f'{k}={v}' for k, v in r['changes'][n].items()) if isinstance(r['changes'][n], dict) else 'vote of '+r['changes'][n]}", r["results"][n], f"{_cell(d, 'map_30', '+')} over {d['on']}"))
-    return _table(["step", *(NUMBERS[k] for k in keys), "AP@0.3, gain"], [*rows, line("*second readers*", ceiling_numbers(r["reader_ceiling"]))])
+    if top := ceiling_numbers(r["reader_ceiling"]): rows.append(line("*second readers*", top))
+    return _table(["step", *(NUMBERS[k] for k in keys), "AP@0.3, gain"], rows)
 
 
 def shipped():

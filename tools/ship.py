@@ -3,6 +3,7 @@
 What is taken is the end of the training (last.ckpt), not the epoch that did best on the validation patients. The file gets what a user needs beside the weights: operating points and calibration, chosen on
 the run's validation patients with the rounded weights, and how the detector's features look on training images. The card beside it is written from an evaluation of the very file that ships."""
 import argparse
+import hashlib
 import shutil
 import sys
 import tempfile
@@ -50,6 +51,10 @@ def ship(run, name):
         for o in ("config.json", "history.csv", "split.csv"): shutil.copyfile(folder/o, here/o)
         write_json(here/"eval.json", dict(m, subset="val"))
         write_card(here, path.with_suffix(".md"))
+        shutil.copyfile(here/"eval.json", folder/"eval.json")
+    card, path = path.with_suffix(".md"), path.chmod(0o644) or path
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    card.write_text(card.read_text(encoding="utf-8").replace("**checkpoint:** not in the run's folder", f"**checkpoint:** {path.name}, the weights after the last epoch in half precision, sha256 {digest}"), encoding="utf-8")
     print(f"{path}: {path.stat().st_size/1e6:.1f} MB; card: {path.with_suffix('.md').name}")
     return m
 
