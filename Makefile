@@ -20,7 +20,7 @@ export JUPYTER_PREFER_ENV_PATH = 1
 export NO_ALBUMENTATIONS_UPDATE = 1
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: help setup run test test-slow docs lab prepare pins clean distclean
+.PHONY: help setup run test test-slow ladder weights docs lab prepare pins clean distclean
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
 
@@ -47,6 +47,17 @@ test: $(STAMP) ## run every test
 test-slow: $(STAMP) ## the slow and the real-data tests too; keeps the result in nbs/last_slow_test.qmd
 	pytest tests -n $(WORKERS) --dist worksteal --slow
 	pytest tests -k make_run --slow
+
+# a recipe that trains on drawn films, made or continued where it is not finished
+drawn-%: $(STAMP)
+	@[ -f runs/drawn_$*/metrics.json ] || cxr_train -cn drawn_$* run=drawn_$* $$([ -f runs/drawn_$*/config.json ] && echo resume=true)
+
+ladder: drawn-128 ## the recorded ladder on real images (DATA_ROOT=DIR); goes on where it was stopped
+	papermill nbs/04b_ladder.ipynb runs/ladder.ipynb -f configs/ladders/nih.yaml $${DATA_ROOT:+-r data_root "$$DATA_ROOT"} $(ARGS)
+
+weights: drawn-lite0 ## train the shipped detector anew on real images (DATA_ROOT=DIR), and put it into the package
+	@[ -f runs/nih7_lite0/metrics.json ] || cxr_train -cn nih7_lite0 run=nih7_lite0 $${DATA_ROOT:+data_root="$$DATA_ROOT"} $$([ -f runs/nih7_lite0/config.json ] && echo resume=true)
+	CXR_NIH_ROOT="$${DATA_ROOT:-$$CXR_NIH_ROOT}" python tools/ship.py nih7_lite0 nih7_lite0
 
 docs: $(STAMP) ## build the site into _docs and check its links
 	python tools/build_docs.py

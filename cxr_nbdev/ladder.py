@@ -278,6 +278,12 @@ def plot_t(r:dict, step:str, ceiling=None): # figure
     return fig
 
 # %% ../nbs/04b_ladder.ipynb #04bb0040
+def _record(folder):
+    "Of a run what is worth keeping beside the result: its settings without paths of this machine, and its epochs."
+    h = pd.read_csv(folder/"history.csv")
+    rows = h[[c for c in ("epoch", "lr", "train_loss", "val_loss", "map_50", "map_30", "seconds") if c in h]].round(5)
+    return dict(config={k: v for k, v in Run("", folder).config.items() if k != "data_root"}, history=rows.to_dict("list"))
+
 def ladder(cfg:LadderConfig, todo:dict, home:Path)->tuple: # todo: from `prepare`, all of it trained; (result, reader ceiling or {})
     "What the trainings of a ladder say; written to ladder.json in their folder."
     steps = read_steps(cfg.steps)
@@ -289,7 +295,8 @@ def ladder(cfg:LadderConfig, todo:dict, home:Path)->tuple: # todo: from `prepare
     top = reader_ceiling(load_readings(folder, t), t, cfg.n_boot, cfg.seed) if folder else {}
     known = {k: v for k, v in asdict(cfg).items() if k not in ("data_root", "workdir")}
     seconds = {s: float(sum(pd.read_csv(home/tc.run/"history.csv").seconds.sum() for (a, _, _), tc in todo.items() if a == s)) for s, _, _ in todo}
-    r = dict(r, config=known, changes={s.name: s.own or "+".join(s.members) for s in steps.values()}, seconds=seconds, reader_ceiling=top, **{k: made[k] for k in ("data_resolved", "data_says", "data_hash", "git_commit", "manifest_hash")}, versions=versions(),
+    runs = {tc.run: _record(home/tc.run) for tc in todo.values()}
+    r = dict(r, runs=runs, config=known, changes={s.name: s.own or "+".join(s.members) for s in steps.values()}, seconds=seconds, reader_ceiling=top, **{k: made[k] for k in ("data_resolved", "data_says", "data_hash", "git_commit", "manifest_hash")}, versions=versions(),
              started_from={s: Run("", home/tc.run).config["started_from"] for (s, _, _), tc in todo.items() if tc.start_from})
     write_json(home/"ladder.json", r)
     return r, top

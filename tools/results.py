@@ -35,7 +35,7 @@ def ladder():
 
 def shipped():
     "The shipped detector on the fold that it has not seen, class by class."
-    r = json.loads((ROOT/"runs/nih7_lite0/eval.json").read_text(encoding="utf-8"))
+    r = json.loads((ROOT/"runs/nih7_lite0.json").read_text(encoding="utf-8"))["eval"]
     v, f, areas = r["val"], r["val"]["blind_floor"], r["image_level"]
     one = lambda name, b, low, area: [name, str(b["n_boxes"]) if "n_boxes" in b else "", *(o for k in (50, 30) for o in (_cell(b, f"{'ap' if 'n_boxes' in b and name != '*mean*' else 'map'}_{k}"), _cell({"x": low.get(f"{'ap' if name != '*mean*' else 'map'}_{k}")}, "x"))), _cell(area, "auroc")]
     rows = [one(c, b, f["per_class"][c], areas["per_class"][c]) for c, b in v["per_class"].items()]

@@ -10,6 +10,8 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
+
 from cxr_nbdev.calibrate import fit_calibration, scored_detections
 from cxr_nbdev.card import write_card
 from cxr_nbdev.data import shipped_file
@@ -20,11 +22,19 @@ from cxr_nbdev.model import load_detector, read_checkpoint, save_detector
 from cxr_nbdev.module import predict_dataset
 from cxr_nbdev.operate import choose_points, operating
 from cxr_nbdev.predict import fit_look
-from cxr_nbdev.run import Run, runs_dir, write_json
+from cxr_nbdev.run import Run, read_json, runs_dir, write_json
 from cxr_nbdev.rundata import get_data
 from cxr_nbdev.config import TrainConfig, parse_config
 
 LIMIT = 15e6  # bytes: what a repository bears
+
+
+def write_record(run, name):
+    "Settings, epochs and evaluation of the run, and of the one that it began with, in one file that is no run of that name."
+    def one(folder): return dict(config={k: v for k, v in Run("", folder).config.items() if k != "data_root"}, history=pd.read_csv(folder/"history.csv").to_dict("list"))
+    began = Run("", runs_dir()/run).config["started_from"]
+    before = {"started_from": one(runs_dir()/began["run"])} if began and (runs_dir()/began["run"]).is_dir() else {}
+    write_json(runs_dir()/f"{name}.json", dict(one(runs_dir()/run), **before, eval=read_json(runs_dir()/run/"eval.json")))
 
 
 def ship(run, name):
@@ -52,6 +62,7 @@ def ship(run, name):
         write_json(here/"eval.json", dict(m, subset="val"))
         write_card(here, path.with_suffix(".md"))
         shutil.copyfile(here/"eval.json", folder/"eval.json")
+    write_record(run, name)
     card, path = path.with_suffix(".md"), path.chmod(0o644) or path
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     card.write_text(card.read_text(encoding="utf-8").replace("**checkpoint:** not in the run's folder", f"**checkpoint:** {path.name}, the weights after the last epoch in half precision, sha256 {digest}"), encoding="utf-8")
