@@ -282,7 +282,8 @@ def _record(folder):
     "Of a run what is worth keeping beside the result: its settings without paths of this machine, and its epochs."
     h = pd.read_csv(folder/"history.csv")
     rows = h[[c for c in ("epoch", "lr", "train_loss", "val_loss", "map_50", "map_30", "seconds") if c in h]].round(5)
-    return dict(config={k: v for k, v in Run("", folder).config.items() if k != "data_root"}, history=rows.to_dict("list"))
+    config = {k: Path(v).name if k == "split" else v for k, v in Run("", folder).config.items() if k != "data_root"}
+    return dict(config=config, history=rows.to_dict("list"))
 
 def ladder(cfg:LadderConfig, todo:dict, home:Path)->tuple: # todo: from `prepare`, all of it trained; (result, reader ceiling or {})
     "What the trainings of a ladder say; written to ladder.json in their folder."
