@@ -10,6 +10,7 @@ __all__ = ['PACKAGES', 'xyxy_to_yxyx', 'to_effdet_targets', 'from_effdet_targets
 # %% ../nbs/03c_efficientdet.ipynb #7f3463b9
 import logging, os, re, threading, urllib.error, urllib.request, warnings
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlparse
@@ -71,6 +72,7 @@ def check_image_size(name:str, # of a configuration
     raise ValueError(f"image_size {image_size} does not fit {name}: its side must be a multiple of {step}. Nearest: {' or '.join(map(str, good))}")
 
 # %% ../nbs/03c_efficientdet.ipynb #83f96c54
+@lru_cache                # building it takes a second, and each detector asks twice
 def backbone_views(backbone:str, # name in timm
                    image_size:int # side of the images
                   ): # positions of the views of strides 8, 16, 32 among its features, and arguments it needs

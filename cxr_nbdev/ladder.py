@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .ablation import AblationConfig, Pooled, _block, all_images, exchange_p, floor_arm, mean_numbers, pooled, prepare, read_words, run_once, runs_in, work_folder
+from .ablation import AblationConfig, Pooled, _block, _show, all_images, exchange_p, floor_arm, mean_numbers, pooled, prepare, read_words, run_once, runs_in, work_folder
 from .ceiling import reader_ceiling
 from .config import TrainConfig, notebook_config
 from .curves import FP_GRID, curve_numbers, prepare_curves
@@ -191,15 +191,10 @@ def climb(pools:dict, # step -> seed -> Pooled, from `answers`
                 labels=t.info["labels"], rule=rule, n_boot=n_boot, n_perm=n_perm, results={n: _block(points[n], draws[n]) for n in pools}, differences=diffs, blind_floor=_block(points[""], draws[""]), above_floor={n: less(n, "") for n in pools})
 
 # %% ../nbs/04b_ladder.ipynb #04bb0031
-def _cell(b, k, sign=""):
-    "A number with its interval, '-' where it is not defined."
-    if b.get(k) is None: return "-"
-    return f"{b[k]:{sign}.3f}" + (f" [{b[k+'_ci'][0]:{sign}.3f}, {b[k+'_ci'][1]:{sign}.3f}]" if b.get(f"{k}_ci") else "")
-
 def ladder_table(r:dict, keys=("map_30", "map_50", "t_30", "found", "auroc"), ceiling=None)->pd.DataFrame: # r: from `climb`; ceiling: from `reader_ceiling`
     "A line a step from the floor upwards, the ceiling last; brackets: 95% intervals over patients."
-    rows = {n: {NUMBERS[k]: _cell(b, k) for k in keys} for n, b in {"blind floor": r["blind_floor"], **r["results"]}.items()}
-    if ceiling and ceiling_numbers(ceiling): rows["reader ceiling"] = {NUMBERS[k]: _cell(ceiling_numbers(ceiling), k) for k in keys}
+    rows = {n: {NUMBERS[k]: _show(b, k) for k in keys} for n, b in {"blind floor": r["blind_floor"], **r["results"]}.items()}
+    if ceiling and ceiling_numbers(ceiling): rows["reader ceiling"] = {NUMBERS[k]: _show(ceiling_numbers(ceiling), k) for k in keys}
     return pd.DataFrame(rows).T.rename_axis("step")
 
 def ceiling_numbers(c:dict)->dict: # from `reader_ceiling`; some of NUMBERS, {} where the readers have not read every finding again
@@ -212,15 +207,15 @@ def ceiling_numbers(c:dict)->dict: # from `reader_ceiling`; some of NUMBERS, {} 
 def climbing_table(r:dict, keys=("map_30", "map_50", "t_30", "auroc"))->pd.DataFrame:
     "Each step minus the one it builds on."
     p = lambda b, k: "-" if b.get(k) is None else f"{b[k]:.3f}"
-    rows = {n: {"minus": b["on"], **{NUMBERS[k]: _cell(b, k, "+") for k in keys}, "p of AP@0.3": p(b, "map_30_p"), "Holm": p(b, "map_30_p_holm")} for n, b in r["differences"].items()}
+    rows = {n: {"minus": b["on"], **{NUMBERS[k]: _show(b, k, "+") for k in keys}, "p of AP@0.3": p(b, "map_30_p"), "Holm": p(b, "map_30_p_holm")} for n, b in r["differences"].items()}
     return pd.DataFrame(rows).T.rename_axis("step")
 
 def findings_table(r:dict, step:str, ceiling=None)->pd.DataFrame: # step: one of the ladder
     "One step class by class, with the floor, the difference to it, and the readers."
     b, low, d, top = r["results"][step], r["blind_floor"], r["above_floor"][step], (ceiling or {}).get("per_class", {})
-    at = lambda o, k, j, sign="": _cell({"x": o[k][j], "x_ci": (o.get(f"{k}_ci") or [None]*99)[j]}, "x", sign)
+    at = lambda o, k, j, sign="": _show({"x": o[k][j], "x_ci": (o.get(f"{k}_ci") or [None]*99)[j]}, "x", sign)
     rows = {c: {"boxes": r["n_boxes"][c], "AP@0.5": at(b, "ap_50", j), "floor": at(low, "ap_50", j).split(" ")[0], "minus floor": at(d, "ap_50", j, "+"), "AP@0.3": at(b, "ap_30", j), "floor ": at(low, "ap_30", j).split(" ")[0],
-                "T(0.3)": at(b, "class_t_30", j), "its floor": at(low, "class_t_30", j).split(" ")[0], "AUROC": at(b, "class_auroc", j), **({"reader AP@0.5": _cell(top.get(c, {}), "ap_50"), "read again": top.get(c, {}).get("n_boxes", 0)} if ceiling else {})}
+                "T(0.3)": at(b, "class_t_30", j), "its floor": at(low, "class_t_30", j).split(" ")[0], "AUROC": at(b, "class_auroc", j), **({"reader AP@0.5": _show(top.get(c, {}), "ap_50"), "read again": top.get(c, {}).get("n_boxes", 0)} if ceiling else {})}
             for j, c in enumerate(r["classes"])}
     return pd.DataFrame(rows).T.rename_axis(step)
 
@@ -238,10 +233,10 @@ def helps(b:dict, key="map_30")->str: # b: one of `differences`
 def say_ladder(r:dict)->str: # a sentence a step
     "The ladder in words."
     words = dict(up="better than {on}", down="worse than {on}", open="not told apart from {on} by these patients")
-    lines = [f"`{n}`: {words[helps(b)].format(on=b['on'] if b['on'] == 'blind floor' else '`'+b['on']+'`')} in AP@0.3 ({_cell(b, 'map_30', '+')}), and in T(0.3) {_cell(b, 't_30', '+')}." for n, b in r["differences"].items()]
+    lines = [f"`{n}`: {words[helps(b)].format(on=b['on'] if b['on'] == 'blind floor' else '`'+b['on']+'`')} in AP@0.3 ({_show(b, 'map_30', '+')}), and in T(0.3) {_show(b, 't_30', '+')}." for n, b in r["differences"].items()]
     best = max(r["results"], key=lambda n: r["results"][n]["map_30"] or 0)
     b, up = r["results"][best], above_floor(r, best)
-    return "\n".join([*lines, f"Highest AP@0.3: `{best}`, {_cell(b, 'map_30')}; T(0.3) {_cell(b, 't_30')}, image-level AUROC {_cell(b, 'auroc')}. "
+    return "\n".join([*lines, f"Highest AP@0.3: `{best}`, {_show(b, 'map_30')}; T(0.3) {_show(b, 't_30')}, image-level AUROC {_show(b, 'auroc')}. "
                       f"In AP@0.5 it is above the blind floor in {len(up)} of {len(r['classes'])} classes beyond chance{': '*bool(up)}{', '.join(up)}. The highest of {len(r['results'])} is too high by the luck of having been picked."])
 
 # %% ../nbs/04b_ladder.ipynb #04bb0037

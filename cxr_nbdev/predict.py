@@ -317,7 +317,6 @@ def predict_files(
     all_boxes:bool=False, # see `image_record`
 ): # yields for each file its record and its pixels; of an unreadable one dict of file and reason, and None
     "Image by image what is found, in the order of the files."
-    S = p.detector.image_size
     for a in range(0, len(files), batch_size):
         part = [(f, *_read(p, f)) for f in files[a:a+batch_size]]
         good = [im for _, im, _ in part if im is not None]

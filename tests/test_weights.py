@@ -21,13 +21,18 @@ def test_shipped(name):
     assert hashlib.sha256(path.read_bytes()).hexdigest()[:16] in card and "not for clinical use" in card
 
 
-def test_by_name(tmp_path):
-    "A drawn film is predicted by the name alone; its patients are nobody's."
+def test_by_name(monkeypatch, tmp_path):
+    "A drawn film is predicted by the name alone; a training can start from it, and an evaluation writes to runs/, not into the package."
     import torch
     from cxr_nbdev.synth import synth_image
     det = load_detector("nih7_lite0")
     film = torch.from_numpy(synth_image(3, size=det.image_size)[0])[None, None]
     [p] = det.predict(film)
+    monkeypatch.setenv("CXR_RUNS", str(tmp_path))
+    from cxr_nbdev.evaluate import find_checkpoint, load_subject
+    from cxr_nbdev.startfrom import find_start
+    assert find_start("nih7_lite0") == find_checkpoint(checkpoint="nih7_lite0")[0] == shipped_file("weights", "nih7_lite0.safetensors")
+    assert load_subject("nih7_lite0").folder == tmp_path/"nih7_lite0"
     assert len(p["scores"]) and det.classes[4] == "Nodule/Mass" and 0 < float(p["scores"][0]) < 1
 
 

@@ -1,4 +1,4 @@
-"""Makes the weights of a finished run part of the package: `python tools/ship.py RUN NAME [--show]`.
+"""Makes the weights of a finished run part of the package: `python tools/ship.py RUN NAME`.
 
 What is taken is the end of the training (last.ckpt), not the epoch that did best on the validation patients. The file gets what a user needs beside the weights: operating points and calibration, chosen on
 the run's validation patients with the rounded weights, and how the detector's features look on training images. The card beside it is written from an evaluation of the very file that ships."""
@@ -15,9 +15,8 @@ import pandas as pd
 from cxr_nbdev.calibrate import fit_calibration, scored_detections
 from cxr_nbdev.card import write_card
 from cxr_nbdev.data import shipped_file
-from cxr_nbdev.evaluate import Answers, evaluate, load_subject
+from cxr_nbdev.evaluate import evaluate, load_subject, predict
 from cxr_nbdev.fullreport import RULES
-from cxr_nbdev.metrics import floor_predictions
 from cxr_nbdev.model import load_detector, read_checkpoint, save_detector
 from cxr_nbdev.module import predict_dataset
 from cxr_nbdev.operate import choose_points, operating
@@ -53,8 +52,8 @@ def ship(run, name):
                   calibration=fit_calibration(scored_detections(preds, data.val.tables)), look=fit_look(detector, data.train))
     save_detector(path, detector, facts)
     if path.stat().st_size > LIMIT: sys.exit(f"{path} has {path.stat().st_size/1e6:.1f} MB, more than {LIMIT/1e6:.0f}")
-    answers = Answers(preds, data.val.tables, floor_predictions(facts["blind_floor"], data.val.tables), 1.)
-    m, _ = evaluate(load_subject(path), answers)
+    subject = load_subject(path)
+    m, _ = evaluate(subject, predict(subject, data.val.tables))
     with tempfile.TemporaryDirectory() as d:
         here = Path(d)/name
         here.mkdir()
