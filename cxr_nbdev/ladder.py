@@ -309,7 +309,9 @@ def _record(folder):
 def ladder(cfg:LadderConfig, todo:dict, home:Path)->tuple: # todo: from `prepare`, all of it trained; (result, reader ceiling or {})
     "What the trainings of a ladder say; written to ladder.json in their folder."
     steps = read_steps(cfg.steps)
-    pools, made = answers(steps, todo, home), Run("", home/next(iter(todo.values())).run).config
+    pools, configs = answers(steps, todo, home), [Run("", home/tc.run).config for tc in todo.values()]
+    made, says = configs[0], [re.split(r"(?<=\.) ", c["data_says"]) for c in configs]
+    shared = " ".join(o for o in says[0] if all(o in other for other in says))                       # what the loss makes of unboxed findings may be a step
     r = climb(pools, steps, cfg.rule, _fold_of(todo, home), cfg.n_boot, cfg.n_perm, cfg.seed)
     t = get_tables(next(iter(todo.values())))[0]
     t = t.subset([i for i in t.images.image_id if i in set(all_images(pools).index)])
@@ -318,7 +320,7 @@ def ladder(cfg:LadderConfig, todo:dict, home:Path)->tuple: # todo: from `prepare
     known = {k: v for k, v in asdict(cfg).items() if k not in ("data_root", "workdir")}
     seconds = {s: float(sum(pd.read_csv(home/tc.run/"history.csv").seconds.sum() for (a, _, _), tc in todo.items() if a == s)) for s, _, _ in todo}
     runs = {tc.run: _record(home/tc.run) for tc in todo.values()}
-    r = dict(r, runs=runs, config=known, changes={s.name: s.own or "+".join(s.members) for s in steps.values()}, seconds=seconds, reader_ceiling=top, **{k: made[k] for k in ("data_resolved", "data_says", "data_hash", "git_commit", "manifest_hash")}, versions=versions(),
+    r = dict(r, runs=runs, config=known, changes={s.name: s.own or "+".join(s.members) for s in steps.values()}, seconds=seconds, reader_ceiling=top, data_says=shared, **{k: made[k] for k in ("data_resolved", "data_hash", "git_commit", "manifest_hash")}, versions=versions(),
              started_from={s: Run("", home/tc.run).config["started_from"] for (s, _, _), tc in todo.items() if tc.start_from})
     write_json(home/"ladder.json", r)
     return r, top
