@@ -71,11 +71,11 @@ def test_recipes_are_experiments():
 
 
 def test_ladder_recipe():
-    "The steps of the recorded ladder, from the floor upwards; the trainings that differ in the average alone are one."
+    "The steps of the recorded ladder, from the floor upwards; those that differ in the average or in post-processing alone are one training."
     import yaml
     from cxr_nbdev.config import parse_config
     from cxr_nbdev.ladder import LadderConfig, as_ablation, read_steps
     cfg = parse_config(yaml.safe_load((ROOT/"configs/ladders/nih.yaml").read_text(encoding="utf-8")), LadderConfig)
     steps = read_steps(cfg.steps)
-    assert list(steps) == ["effdet", "core", "imagenet", "light", "ema", "mix", "drawn", "vote"] and steps["drawn"].on == "ema"
+    assert list(steps) == ["effdet", "core", "imagenet", "light", "ema", "mix", "drawn", "fused", "vote"] and (steps["drawn"].on, steps["fused"].on) == ("ema", "drawn")
     assert [a.split(":")[0].strip() for a in as_ablation(cfg).arms.split(";")] == ["effdet", "core", "imagenet", "ema", "mix", "drawn"]
