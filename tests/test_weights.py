@@ -36,6 +36,15 @@ def test_by_name(monkeypatch, tmp_path):
     assert len(p["scores"]) and det.classes[4] == "Nodule/Mass" and 0 < float(p["scores"][0]) < 1
 
 
+def test_record_without_films():
+    "The notebook that recorded the training keeps its curves and its confusion matrix, and no picture of a real film."
+    book = json.loads((ROOT/"runs/nih7_lite0_record.ipynb").read_text(encoding="utf-8"))
+    kept = [(c["id"], k) for c in book["cells"] for o in c.get("outputs", []) for k in o.get("data", {}) if k.startswith("image/")]
+    [maker] = [c["id"] for c in book["cells"] if "figures = make_figures(" in "".join(c["source"])]
+    assert kept == [(maker, "image/png")]*2 and "a picture of real films, left out" in json.dumps(book) and "<img" not in json.dumps(book)
+    assert "fold = 0" in "".join("".join(c["source"]) for c in book["cells"] if "injected-parameters" in c["metadata"].get("tags", []))
+
+
 @pytest.mark.skipif(not (SHARED/"nih/images").is_dir(), reason="needs the real images beside the repository")
 def test_worth_what_the_record_says():
     "On the fold that it has not seen the numbers of runs/nih7_lite0.json come out again."

@@ -4,6 +4,7 @@ What is taken is the end of the training (last.ckpt), not the epoch that did bes
 the run's validation patients with the rounded weights, and how the detector's features look on training images. The card beside it is written from an evaluation of the very file that ships."""
 import argparse
 import hashlib
+import json
 import shutil
 import sys
 import tempfile
@@ -36,6 +37,25 @@ def write_record(run, name):
     write_json(runs_dir()/f"{name}.json", dict(one(runs_dir()/run), **before, eval=read_json(runs_dir()/run/"eval.json")))
 
 
+PICTURES = {"history": True, "cases": False, "confusion": True}  # of a training notebook, in their order, and whether they are free of films
+
+
+def write_notebook(run, name):
+    "The notebook that recorded the training, without pictures of films and without the folder that they lie in: numbers, tables and curves. Another name than the run's own record, which is not to be committed."
+    path = runs_dir()/f"{run}.ipynb"
+    if not path.is_file(): return
+    book, root = read_json(path), read_json(runs_dir()/run/"config.json").get("data_root")
+    for c in book["cells"]:
+        pictures = [o for o in c.get("outputs", []) if any(k.startswith("image/") for k in o.get("data", {}))]
+        keep = list(PICTURES.values()) if "figures = make_figures(" in "".join(c["source"]) and len(pictures) == len(PICTURES) else [False]*len(pictures)
+        if any("<img" in "".join(o.get("data", {}).get("text/html", "")) for o in c.get("outputs", [])): sys.exit(f"{path}: an output holds a picture within HTML, which this can't look into")
+        for o, free in zip(pictures, keep):
+            if not free: o["data"] = {"text/plain": ["(a picture of real films, left out)"]}
+    for k in ("input_path", "output_path"): book["metadata"].get("papermill", {}).pop(k, None)
+    text = json.dumps(book, indent=1, ensure_ascii=False)
+    (runs_dir()/f"{name}_record.ipynb").write_text((text.replace(root, "/path/to/nih") if root else text)+"\n", encoding="utf-8")
+
+
 def ship(run, name):
     folder, path = runs_dir()/run, shipped_file("weights", f"{name}.safetensors")
     record = Run(run, folder).config
@@ -62,6 +82,7 @@ def ship(run, name):
         write_card(here, path.with_suffix(".md"))
         shutil.copyfile(here/"eval.json", folder/"eval.json")
     write_record(run, name)
+    write_notebook(run, name)
     card, path = path.with_suffix(".md"), path.chmod(0o644) or path
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     card.write_text(card.read_text(encoding="utf-8").replace("**checkpoint:** not in the run's folder", f"**checkpoint:** {path.name}, the weights after the last epoch in half precision, sha256 {digest}"), encoding="utf-8")
