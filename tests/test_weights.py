@@ -41,7 +41,7 @@ def test_record_without_films():
     book = json.loads((ROOT/"runs/nih7_lite0_record.ipynb").read_text(encoding="utf-8"))
     kept = [(c["id"], k) for c in book["cells"] for o in c.get("outputs", []) for k in o.get("data", {}) if k.startswith("image/")]
     [maker] = [c["id"] for c in book["cells"] if "figures = make_figures(" in "".join(c["source"])]
-    assert kept == [(maker, "image/png")]*2 and "a picture of real films, left out" in json.dumps(book) and "<img" not in json.dumps(book)
+    assert kept == [(maker, "image/png")]*2 and "a picture, left out" in json.dumps(book) and "<img" not in json.dumps(book)
     assert "fold = 0" in "".join("".join(c["source"]) for c in book["cells"] if "injected-parameters" in c["metadata"].get("tags", []))
 
 

@@ -8,6 +8,7 @@ import json
 import shutil
 import sys
 import tempfile
+from base64 import b64encode
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,20 +38,21 @@ def write_record(run, name):
     write_json(runs_dir()/f"{name}.json", dict(one(runs_dir()/run), **before, eval=read_json(runs_dir()/run/"eval.json")))
 
 
-PICTURES = {"history": True, "cases": False, "confusion": True}  # of a training notebook, in their order, and whether they are free of films
+FREE = ("history", "confusion")  # figures of a run that show no film
 
 
 def write_notebook(run, name):
-    "The notebook that recorded the training, without pictures of films and without the folder that they lie in: numbers, tables and curves. Another name than the run's own record, which is not to be committed."
-    path = runs_dir()/f"{run}.ipynb"
-    if not path.is_file(): return
-    book, root = read_json(path), read_json(runs_dir()/run/"config.json").get("data_root")
+    """The notebook that recorded the training, less all its pictures but the run's own figures that are free of films, and without the folder of the images.
+    It has another name than the run's own record, which is not to be committed."""
+    path, folder = runs_dir()/f"{run}.ipynb", runs_dir()/run
+    if not path.is_file(): return print(f"{path} is not there, so {name}_record.ipynb stays as it is: was the run trained without a notebook?")
+    book, root = read_json(path), Run("", folder).config.get("data_root")
     for c in book["cells"]:
-        pictures = [o for o in c.get("outputs", []) if any(k.startswith("image/") for k in o.get("data", {}))]
-        keep = list(PICTURES.values()) if "figures = make_figures(" in "".join(c["source"]) and len(pictures) == len(PICTURES) else [False]*len(pictures)
-        if any("<img" in "".join(o.get("data", {}).get("text/html", "")) for o in c.get("outputs", [])): sys.exit(f"{path}: an output holds a picture within HTML, which this can't look into")
-        for o, free in zip(pictures, keep):
-            if not free: o["data"] = {"text/plain": ["(a picture of real films, left out)"]}
+        for o in c.get("outputs", []):
+            if "<img" in "".join(o.get("data", {}).get("text/html", "")): sys.exit(f"{path}: an output holds a picture within HTML, which this can't look into")
+            if any(k.startswith("image/") for k in o.get("data", {})): o["data"] = {"text/plain": ["(a picture, left out: it may show real films)"]}
+        if "figures = make_figures(" in "".join(c["source"]):
+            c["outputs"] = [dict(output_type="display_data", metadata={}, data={"image/png": b64encode((folder/f"figures/{k}.png").read_bytes()).decode(), "text/plain": [f"<{k}>"]}) for k in FREE]
     for k in ("input_path", "output_path"): book["metadata"].get("papermill", {}).pop(k, None)
     text = json.dumps(book, indent=1, ensure_ascii=False)
     (runs_dir()/f"{name}_record.ipynb").write_text((text.replace(root, "/path/to/nih") if root else text)+"\n", encoding="utf-8")
