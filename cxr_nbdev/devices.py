@@ -43,7 +43,8 @@ def spline(points, # (n, 2) control points
     n = max(2, int(np.abs(np.diff(p, axis=0)).max()/step))
     t = np.linspace(0, 1, n, endpoint=False)[:, None]
     weights = .5*np.hstack([-t+2*t**2-t**3, 2-5*t**2+3*t**3, t+4*t**2-3*t**3, t**3-t**2])
-    return np.concatenate([*(weights @ p[i:i+4] for i in range(len(p)-3)), p[-2:-1]])
+    pieces = weights @ np.stack([p[:-3], p[1:-2], p[2:-1], p[3:]], 1)
+    return np.concatenate([pieces.reshape(-1, 2), p[-2:-1]])
 
 # %% ../nbs/00be_devices.ipynb #61e25c74
 def _ellipse(centre, rx, ry, turn=0., n=28):
@@ -97,7 +98,8 @@ def _raster(strokes, place, px_per_cm, size):
         wide = .1*s.mm*px_per_cm*k
         t, real = _thickness(wide)
         cv2.polylines(fine, mine, False, s.value*wide/real, t, cv2.LINE_8, 4)
-    film[y0:y1, x0:x1] = cv2.resize(fine, (x1-x0, y1-y0), interpolation=cv2.INTER_AREA)
+    while len(fine) > y1-y0: fine = cv2.resize(fine, (fine.shape[1]//2, len(fine)//2), interpolation=cv2.INTER_AREA)  # by halves: the quick way
+    film[y0:y1, x0:x1] = fine
     return film
 
 # %% ../nbs/00be_devices.ipynb #d46ddb05

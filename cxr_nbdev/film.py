@@ -58,10 +58,11 @@ def _smear(n, sigma): # (n, n): what `blur` does to rows and to columns
 
 def wide(im, # (B, n, n)
          sigma:float, # pixels
-         grid:int=64, # of the small picture in between
+         grid:int=0, # of the small picture in between; 0: 32 where the blur covers several of its pixels, else 64
         )->torch.Tensor:
     "A broad Gaussian blur, by way of a small picture"
     n = im.shape[-1]
+    grid = grid or (32 if sigma*32 > 2.5*n else 64)
     if n <= grid: return blur(im, sigma)
     up = (_enlarge(grid, n) @ _smear(grid, sigma*grid/n)).to(im.device)
     return up @ F.adaptive_avg_pool2d(im[:,None], grid)[:,0] @ up.T
@@ -71,8 +72,8 @@ def quantile(x, # tensor
              q:float, # 0 to 1
              where=None, # bool, of the same shape: only there, unless that is nowhere
             )->torch.Tensor:
-    "The value below which a share q lies, from at most 40,000 of the values"
-    every = max(1, x.numel()//20000)
+    "The value below which a share q lies, from at most 10,000 of the values"
+    every = max(1, x.numel()//5000)
     x = x.reshape(-1)[::every]
     if where is not None:
         there = x[where.reshape(-1)[::every]]
@@ -107,20 +108,19 @@ def expose(absorbed, # (n, n) line integrals of one film
     "From what the rays meet to the picture on the screen"
     n,dev = absorbed.shape[-1],absorbed.device
     light,cm = torch.exp(-absorbed)[None], n/width
-    light = light+look.scatter*wide(light*(absorbed > .8), look.spread*cm)
+    light.add_(wide(light*(absorbed > .8), look.spread*cm), alpha=look.scatter)
     body = soft > 9
     level = quantile(light[0], .5, body)
     grain = torch.as_tensor(rng.standard_normal((1,n,n), dtype=np.float32), device=dev)
-    light = blur(light, look.soft*.1*cm)*(1+look.noise*math.sqrt(n/256)*grain/(light/level).sqrt().clamp(.4,3))
-    sig = -torch.log(light.clamp(min=1e-5))
-    if look.equal: sig = sig-look.equal*wide(sig, 8*cm)
-    if look.detail: sig = sig+look.detail*(sig-wide(sig, 1.1*cm))
+    grain.mul_(look.noise*math.sqrt(n/256)).div_((light/level).sqrt_().clamp_(.4,3)).add_(1)
+    sig = (blur(light, look.soft*.1*cm)*grain).clamp_(min=1e-5).log_().neg_()
+    if look.equal: sig.sub_(wide(sig, 8*cm), alpha=look.equal)
+    if look.detail: sig = sig.mul_(1+look.detail).sub_(wide(sig, 1.1*cm), alpha=look.detail/(1+look.detail))
     s = sig[0]
     air,top = quantile(s, .05, lung > 6),quantile(s, .985, body)
-    x = ((s-air)/(top-air).clamp(min=.1)+look.dark)/(1+look.dark)
-    x = x.clamp(min=0)
-    if look.curve: x = (1-torch.exp(-look.curve*x))/(1-math.exp(-look.curve))
-    x = (look.white*x).clamp(0,1)
+    x = (s-air).div_((top-air).clamp(min=.1)).add_(look.dark).div_(1+look.dark).clamp_(min=0)
+    if look.curve: x = x.mul_(-look.curve).exp_().neg_().add_(1).div_(1-math.exp(-look.curve))
+    x = x.mul_(look.white).clamp_(0,1)
     return respond(x) if look.response else x
 
 # %% ../nbs/00bf_film.ipynb #610993d6
@@ -129,6 +129,7 @@ def collimate(x, # (n, n) picture
               rng=None, # not used: everything is in the look
              )->torch.Tensor:
     "Black where the beam was masked"
+    if not any(look.frame): return x
     n = x.shape[-1]; p = (torch.arange(n, device=x.device)+.5)/n
     X,Y = p[None,:]+look.slant*(p[:,None]-.5), p[:,None]-look.slant*(p[None,:]-.5)
     l,t,r,b = look.frame

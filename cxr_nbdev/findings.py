@@ -39,7 +39,7 @@ def cloudy(rng, # numpy Generator
            waves:float, # their length, cm
           )->torch.Tensor: # (1, h, w), standard deviation about 1
     "A smooth random field, the same whatever the part and the size of the picture"
-    cells = int(min(max(4, round(2*c.beam.v.width.item()/waves)), 512))
+    cells = int(min(max(4, round(2*c.beam.views[0].width/waves)), 512))
     z = blur(torch.as_tensor(rng.standard_normal((1,cells+4,cells+4), dtype=np.float32), device=c.x.device), .8)
     u = lambda s: (torch.arange(c.size, device=c.x.device)[s]+.5)/c.size*2-1
     at = torch.stack(torch.broadcast_tensors(u(c.at[1])[None,:], u(c.at[0])[:,None]), -1)[None]*(cells/(cells+4))
@@ -162,7 +162,7 @@ def _meniscus(c, b, side, box): # fluid under a paraboloid of lung, cm
     low = float(np.clip((floor+.3-q*top)/(1-q) if q < .95 else floor+3*s, top+1.2, floor+4*s))      # how deep the lung reaches
     g = ((low-c.y)/(low-top)).clamp(min=0)-((c.x*side-inner)/a).clamp(min=0)**2
     r = 13.*g.clamp(min=0).sqrt()
-    fluid = c.free(c.cavity)-c.free(overlap(c.cavity, (.4-r,.4+r)))
+    fluid = c.room-c.free(overlap(c.cavity, (.4-r,.4+r)))
     return fluid*torch.sigmoid((y+h/2-c.y)/.4) if y+h/2 < floor-2.5 else fluid                      # walled off
 
 @finding(.50)
@@ -203,7 +203,7 @@ def pneumothorax(ch, k, rng, box, strength):
     hinge = side*.25*W, -11*s+(low+11*s)*rng.uniform(.15,.75), -1.
     here = (c.x*side > 0)*torch.sigmoid((low-c.y)/.35)
     if y-h/2 > -9.5*s: here = here*torch.sigmoid((c.y-y+h/2)/.35)                          # a pocket between adhesions
-    all_,lung = c.free(c.cavity), c.free(overlap(shrunk(c, b, hinge, q), c.cavity))
+    all_,lung = c.room, c.free(overlap(shrunk(c, b, hinge, q), c.cavity))
     line = c.free(overlap(shrunk(c, b, hinge, q, .08), c.cavity))-lung
     gap = (all_-lung).clamp(min=0)*here
     c.extra += strength*here*(-LUNG*gap+.8*MORE*line+.05*MORE*lung)
@@ -241,17 +241,20 @@ def infiltrate(ch, k, rng, box, strength):
     return out
 
 # %% ../nbs/00bg_findings.ipynb #631a7c55
-def bronchi(ch:Chest, k:int): # (1, size, size) cm of air along the rays of film k
-    "A tree of airways: each runs beside a vessel of the patient and is nearly as wide"
+def bronchi(ch:Chest, k:int, box): # (1, size, size) cm of air along the rays of film k
+    "A tree of airways in and about a box: each runs beside a vessel of the patient and is nearly as wide"
     bm = ch.beam.cut(slice(None), slice(None), slice(k,k+1))
     tree = vessels(ch.bodies[k], ch.size/256)[1:5]
-    parts = [lay_tubes(bm, [(p+np.array([1.2,1.2,0], np.float32)*r[...,None],.8*r)], 1., 0., 3) for p,r,_ in tree]
-    return blur(deposit(bm, *(torch.cat(o,1) for o in zip(*parts))), .6*ch.size/256)
+    near = lambda p: (np.abs(p[...,:2]-box[:2]) < .65*np.array(box[2:])+3.).all(-1).any(-1)
+    tree = [(p[n],r[n]) for p,r,n in ((p,r,near(p)) for p,r,_ in tree) if n.any()]
+    parts = [lay_tubes(bm, [(p+np.array([1.2,1.2,0], np.float32)*r[...,None],.8*r)], 1., 0., 3) for p,r in tree]
+    if not parts: return torch.zeros_like(ch.lung[k:k+1])
+    return blur(deposit(bm, *parts), .6*ch.size/256)
 
 @finding(.30)
 def pneumonia(ch, k, rng, box, strength):
     "A dense patch with dark airways in it"
-    out,dense,air = [],rng.uniform(.5,.9),bronchi(ch, k)
+    out,dense,air = [],rng.uniform(.5,.9),bronchi(ch, k, box)
     for b in halves(rng, box):
         c,p = patch_of(ch, k, rng, b, .16)
         fill = .6+.4*torch.sigmoid(1.6*cloudy(rng, c, 2.4)+cloudy(rng, c, .9)+.4)
@@ -332,10 +335,12 @@ def draw_place(name:str, # of a finding
 # %% ../nbs/00bg_findings.ipynb #00c678c6
 def nipples(c:Chest, rng, an:Anatomy):
     "Two small discs of skin, seen because air surrounds them"
-    X,Y = c.beam.xy(an.depth+an.fat)
+    z = an.depth+an.fat
     for e in (-1,1):
         x,y = e*(.62*an.width+rng.normal(0,.6)), (4.5 if an.breast < .1 else 5.5+.45*an.breast)*an.size+rng.normal(0,.8)
-        c.extra += SOFT*rng.uniform(.5,1.)*torch.sigmoid((1-torch.hypot(X-x, Y-y)/rng.uniform(.35,.6))*7)
+        o = c.part(0, x, y, 2, 2, 4)
+        X,Y = o.beam.xy(z)
+        o.extra += SOFT*rng.uniform(.5,1.)*torch.sigmoid((1-torch.hypot(X-x, Y-y)/rng.uniform(.35,.6))*7)
 
 def skin_fold(c:Chest, rng, an:Anatomy):
     "The edge of a fold of skin against the film: dense on one side, fading away from it"
@@ -347,6 +352,7 @@ def calcified(c:Chest, rng, an:Anatomy):
     "Healed spots: tiny and dense"
     for _ in range(int(rng.integers(1,4))):
         x,y = rng.uniform(-.8,.8)*an.width, rng.uniform(-10,6)*an.size
-        c.extra += BONE*rng.uniform(.3,1)*torch.sigmoid((1-torch.hypot(c.x-x,c.y-y)/rng.uniform(.12,.3))*6)*(c.lung > 3)
+        o = c.part(0, x, y, 1, 1)
+        o.extra += BONE*rng.uniform(.3,1)*torch.sigmoid((1-torch.hypot(o.x-x, o.y-y)/rng.uniform(.12,.3))*6)*(o.lung > 3)
 
 DISTRACTORS = dict(nipples=(nipples,.30), skin_fold=(skin_fold,.10), calcified=(calcified,.15)) # name -> function, share of the films

@@ -130,8 +130,7 @@ def clutter(chest:Chest, setups)->list: # for each film ink and cover of what is
     for k,s in enumerate(setups):
         part,beam,an = chest.part(k),chest.beam.cut(slice(None), slice(None), slice(k,k+1)),s.body.an
         def place(cm): # the middle plane of this patient, on the film
-            x,y = torch.as_tensor(np.asarray(cm)*an.size, dtype=torch.float32, device=part.x.device).T[:,None]
-            return torch.stack(beam.project(x, y, torch.zeros_like(x))[:2], -1)[0].double().cpu().numpy()
+            return np.stack(beam.spot(*(np.asarray(cm)*an.size).T[:,None], 0.)[:2], -1)[0]
         rng = np.random.default_rng([*s.seed, 11])
         for f,odds in DISTRACTORS.values():
             if rng.random() < odds*s.level.clutter: f(part, rng, an)
@@ -238,7 +237,7 @@ def draw_study(s:dict, # from `plan_studies`
     return draw_films([study_setup(s, difficulty)], size)[0][:2]
 
 # %% ../nbs/00c_synth.ipynb #3f37e54e
-VERSION = 5 # of the generator; other pixels or boxes need another number
+VERSION = 6 # of the generator; other pixels or boxes need another number
 BOX_HEADER = 'Image Index,Finding Label,Bbox [x,y,w,h],,,'
 LABEL_HEADER = ('Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,'
                 'OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]')
@@ -255,7 +254,7 @@ def _label_line(s, found, size, view):
 # %% ../nbs/00c_synth.ipynb #398d57b7
 def _write_png(path, im):
     path.parent.mkdir(exist_ok=True)
-    path.write_bytes(cv2.imencode('.png', im, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes())
+    path.write_bytes(cv2.imencode('.png', im)[1].tobytes())
 
 def _write_set(root, n, size, seed, missing, difficulty, masks, device, batch):
     "Images and the two tables"
