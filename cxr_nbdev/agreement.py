@@ -92,7 +92,7 @@ def blind_overlaps(tables:Tables,
     shares = b[CORNERS].to_numpy(float)/im.loc[b.image_id, ['width', 'height']*2].to_numpy(float)
     iou, marked, parts = np.zeros(len(b)), np.zeros(len(b), bool), min(folds, boxed.images.patient_id.nunique())
     for k in range(parts if parts > 1 else 0):
-        held = b.image_id.isin(split_patients(boxed, folds=parts, fold=k, seed=seed).val).to_numpy()
+        held = b.image_id.isin(split_patients(boxed, folds=parts, fold=k, seed=seed, implanted=True).val).to_numpy()
         for c in tables.classes:
             mine = (b.label == c).to_numpy()
             test, train = mine & held, mine & ~held

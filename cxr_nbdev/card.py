@@ -248,6 +248,8 @@ def _limits(r):
     low = [k for k, x in classes.items() if x.get("ap_50") is not None and x["ap_50"] <= (_floor_of(r, k)["x"] or 0)]
     if low: out.append(f"Not better than the blind floor at IoU 0.5: {', '.join(low)}. Of these nothing has been learnt that looking would need.")
     if here == "synthetic": out.append("Trained on drawn images: it knows nothing of patients.")
+    if here == "implanted": out.append("Its findings are drawn into normal films, those that it was validated on too: the numbers say nothing about disease.")
+    elif n := (c.get("implanted") or {}).get("trained_on"): out.append(f"{n} of the training images are normal films with drawn findings; none of these was validated on.")
     if here == "nih": out.append("All training images come from one hospital, with its own machines, patients and habits; labels were mined from reports, and boxes are incomplete.")
     if c.get("labels") == "boxes": out.append("Without a label table a finding that was not boxed counted as absent, so specificity and AP punish some right answers.")
     if not r["evaluated"]: out.append("The run was not evaluated after its training, so the numbers have no intervals: "

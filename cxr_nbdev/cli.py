@@ -242,6 +242,7 @@ def save_result(m:dict, report, answers, out:Path, title, figures=True)->Path:
 # %% ../nbs/05b_cli.ipynb #18802d89
 def eval_checkpoint(a)->Path: # a: parsed arguments; the JSON that was written
     "What cxr_eval does."
+    from cxr_nbdev.data import drawn_by
     from cxr_nbdev.evaluate import change_postprocess, checkpoint_class_set, choose_subset, evaluate, load_subject, predict
     from cxr_nbdev.nih import find_images, load_image_folder
     from cxr_nbdev.postprocess import SETTINGS
@@ -252,9 +253,9 @@ def eval_checkpoint(a)->Path: # a: parsed arguments; the JSON that was written
     if diff := contradictions(subject.detector.spec(), a.num_classes, a.image_size, a.architecture, a.backbone):
         raise ValueError(f"{a.checkpoint} is not what the command says:\n" + "\n".join(f"  - {d}" for d in diff) + "\nLeave these flags out: the checkpoint knows.")
     folder, classes = Path(a.image_folder_path).expanduser(), checkpoint_class_set(subject)
-    drawn = any((d/"synthetic.json").is_file() for d in (folder, folder.parent))
+    drawn = drawn_by(folder) or drawn_by(folder.parent)
     tables = load_image_folder(folder, a.annotations_file, label_table=a.label_table or None, classes=classes, skip_bad=a.skip_bad,
-                               keep="all" if a.all_images or drawn else "boxed", source="synthetic" if drawn else "nih")
+                               keep="all" if a.all_images or drawn else "boxed", source=drawn or "nih")
     print(f"{len(find_images(folder))} images in the folder, {len(tables)} evaluated, {tables.boxes.image_id.nunique()} of them with boxes"
           + ("" if a.all_images or drawn else ": those of the box list (--all_images takes the others too, as normal where no label says otherwise)") + ".")
     if a.only_unseen: tables = choose_subset(tables, "unseen", subject)

@@ -20,7 +20,7 @@ import seaborn as sns
 from .data import State, Tables
 from .dataset import read_image
 from .plot import class_colors, grid, show_boxes, show_image
-from .split import Split, split_patients
+from .split import Split, originals, split_patients
 
 # %% ../nbs/01_eda.ipynb #dc4b7cee
 def _known(column): # text column without what is unknown: '' and NaN
@@ -313,7 +313,7 @@ def plot_all(t:Tables,
     "Every figure of this notebook"
     plots = dict(class_counts=plot_class_counts, counts_per=plot_counts_per, box_sizes=lambda t: plot_box_sizes(t, image_size),
                  box_aspect=plot_box_aspect, heatmaps=plot_heatmaps, cooccurrence=plot_cooccurrence, view=plot_view, people=plot_people)
-    if t.images.patient_id.nunique() > 1: plots['split'] = lambda t: plot_split_balance(t, split_patients(t))
+    if originals(t).images.patient_id.nunique() > 1: plots['split'] = lambda t: plot_split_balance(t, split_patients(t))
     if pixels: plots |= dict(gray=lambda t: plot_gray(gray_stats(t, n_gray)), examples=plot_examples)
     figs = {}
     for name, plot in plots.items():

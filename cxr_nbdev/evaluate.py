@@ -25,9 +25,9 @@ from .model import checkpoint_file, load_detector, read_checkpoint
 from .module import predict_dataset
 from .postprocess import SETTINGS
 from .readings import find_readings, load_readings
-from .rundata import LABELS, get_pixels, known_root, read_options, recorded_skips
+from .rundata import LABELS, drawn_findings, get_pixels, known_root, read_options, recorded_skips
 from .run import list_runs, local_path, read_json, runs_dir, versions, write_json
-from .split import limit_tables
+from .split import limit_tables, originals, train_only
 from .train import check_device, device_name
 
 # %% ../nbs/05_eval.ipynb #f4ce6055
@@ -113,6 +113,7 @@ def eval_tables(cfg:EvalConfig, subject:Subject, *more): # (Tables, which subset
     if "+" in source: # the run's split names the copies that count
         t, shared, _ = drop_overlap(t, how="keep" if subset == "val" else "drop")
         says += f" {shared[0].upper()}{shared[1:]}."
+        if subset != "val" and (n := int(train_only(t).sum())): t, says = originals(t), says+f" {n} implanted films are for training and are left out."
     if subset == "unseen" and (n := int(t.images.patient_id.astype(str).str.contains(":").sum())):
         says += f" Patients are compared by their ids: {n} of these {len(t)} images are of patients whom only their source numbers, so copies of training images among them are not recognised."
     t = choose_subset(t, subset, subject, *more)
@@ -197,7 +198,7 @@ def evaluate_answers(a:Answers, score_threshold=0.3, n_boot=2000, seed=42, **ask
     "What predictions are worth, whoever made them."
     t, (readings, problem) = a.tables, second_readings(a.tables)
     r = build_report(a.preds, t, a.floor, threshold=score_threshold, n_boot=n_boot, seed=seed, folds=a.folds, readings=readings, **asked)
-    r.blocks["warnings"] += problem
+    r.blocks["warnings"] += problem + [o for o in (drawn_findings(t),) if o]
     m = dict(r.blocks, n_val_images=len(t), n_val_patients=int(t.images.patient_id.nunique()), report_seconds=sum(r.seconds.values()), score_threshold=score_threshold,
              class_names=t.classes, labels=t.info["labels"], data_resolved=t.info["source"], data_hash=data_hash(t), **recorded_skips(t.info), versions=versions())
     return m, r

@@ -12,7 +12,7 @@ import csv, hashlib, io, json, os
 import numpy as np
 import pandas as pd
 from .data import Tables, few, near, shipped_file
-from .split import Split, _patients, check_no_leak, manifest_hash, patient_hash, stratify
+from .split import Split, _patients, originals, patient_hash, split_by_side, stratify, train_only
 
 # %% ../nbs/00da_folds.ipynb #79a777d9
 def rule_fold(
@@ -73,7 +73,8 @@ def write_folds(
     path='folds.csv', # where to write; its stem is the name of the folds
 )->Folds:
     "Folds by patient with every class in proportion, written as a manifest; the same call writes the same bytes"
-    path, (ids, counts) = Path(path), _patients(tables)
+    path, tables = Path(path), originals(tables)
+    ids, counts = _patients(tables)
     shares = _shares(k, len(ids))
     fold = dict(zip(ids, stratify(counts, shares, seed)))
     im = tables.images.assign(patient_id=tables.images.patient_id.astype(str))
@@ -162,29 +163,25 @@ def split_by_folds(
     folds = folds if isinstance(folds, Folds) else read_folds(folds)
     if isinstance(fold, bool) or fold not in range(len(folds)): raise ValueError(f'fold={fold!r} of `{folds.name}`: expected 0 to {len(folds)-1}')
     side = np.where(fold_of_images(tables, folds) == fold, 'val', 'train')
-    return _split(tables, side, dict(manifest=folds.name, manifest_hash=folds.hash[:16], fold=int(fold)))
-
-def _split(tables, side, settings):
-    "A checked `Split` from the side of every image"
-    m = pd.DataFrame(dict(image_id=tables.images.image_id, patient=tables.images.patient_id.map(patient_hash), subset=side)).sort_values('image_id', ignore_index=True)
-    part = lambda s: m.image_id[m.subset == s].tolist()
-    return check_no_leak(Split(part('train'), part('val'), m, manifest_hash(m, settings), settings), tables)
+    return split_by_side(tables, side, dict(manifest=folds.name, manifest_hash=folds.hash[:16], fold=int(fold)))
 
 # %% ../nbs/00da_folds.ipynb #d707f042
 def official_split(
     tables:Tables, # with the column `official`: 'train_val' or 'test' for each image
 )->Split: # validates on the official test list
     "Trains on NIH's train_val list and validates on its test list"
-    if len(sources := set(tables.images.source)) > 1:
+    real = ~train_only(tables)
+    if len(sources := set(tables.images.source[real])) > 1:
         raise ValueError(f"official lists are of one source's images, and these tables hold {few(sorted(sources))}, whose images and patients may be on either list under other names. Split such a mixture by a manifest (nih5) or by folds")
     if 'official' not in tables.images:
         raise ValueError('these tables have no column `official`: put train_val_list.txt and test_list.txt into the folder of the NIH images, or use split_by_folds')
     where = tables.images.official.fillna('')
+    where = where.where(real, tables.images.patient_id.map(dict(zip(tables.images.patient_id[real], where[real]))).fillna('')) # implanted films follow their patient
     if (d := tables.images.image_id[~where.isin(['train_val', 'test'])]).size:
         raise ValueError(f"{len(d)} images are on neither of NIH's lists: {few(d)}. Leave them out with tables.subset(...), or use split_by_folds")
     for side, other in (('train_val', 'test'), ('test', 'train_val')):
-        if (where == other).all():
-            raise ValueError(f"all {len(tables)} images are on NIH's {other} list and none on its {side} list"
+        if (where[real] == other).all():
+            raise ValueError(f"all {real.sum()} images are on NIH's {other} list and none on its {side} list"
                              + (', as all of its boxed images are: add images of the train_val list, or split the boxed ones' if side == 'train_val' else ': split them')
                              + ' with split_by_folds')
-    return _split(tables, np.where(where == 'test', 'val', 'train'), dict(official='nih'))
+    return split_by_side(tables, np.where(where == 'test', 'val', 'train'), dict(official='nih'))

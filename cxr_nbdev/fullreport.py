@@ -199,7 +199,7 @@ def cross_floor(tables:Tables, # truth
     folds, out = min(folds, tables.images.patient_id.nunique()), {}
     if folds < 2: return floor_predictions({}, tables)
     for i in range(folds):
-        s = split_patients(tables, folds=folds, fold=i, seed=seed)
+        s = split_patients(tables, folds=folds, fold=i, seed=seed, implanted=True)
         out |= floor_predictions(blind_floor(tables.subset(s.train)), tables.subset(s.val))
     return out
 

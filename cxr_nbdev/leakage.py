@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIDE', 'WAVES', 'TURNS', 'ZOOMS', 'thumbnail', 'image_hash', 'turn_image', 'close_hashes', 'alike', 'is_copy',
-           'find_copies', 'nih_names', 'Overlap', 'find_overlap', 'overlap_table', 'Report', 'leakage_report',
-           'drop_overlap', 'known_patients', 'earlier_patients', 'seen_before']
+           'find_copies', 'nih_names', 'painted', 'Overlap', 'find_overlap', 'overlap_table', 'Report',
+           'leakage_report', 'drop_overlap', 'known_patients', 'earlier_patients', 'seen_before']
 
 # %% ../nbs/00k_leakage.ipynb #43536076
 from concurrent.futures import ThreadPoolExecutor
@@ -154,13 +154,23 @@ def find_copies(
 def nih_names(
     images:pd.DataFrame, # `images` of any tables
 )->pd.Series: # NIH file name, '' where none is known
-    "Under which name NIH has each image"
+    "Under which name NIH has each image, or what an implanted one was made from"
     name = images['nih_image'].fillna('').astype(str) if 'nih_image' in images else pd.Series('', index=images.index)
-    own = images.source.eq('nih') & name.eq('')
-    return name.where(~own, images.image_id.astype(str).str.removeprefix('nih:'))   # `mix_tables` writes the source before a name that is there already
+    bare = lambda ids: ids.astype(str).str.removeprefix('nih:')                     # `mix_tables` writes the source before a name that is there already
+    name = name.where(~images.source.eq('nih') | name.ne(''), bare(images.image_id))
+    if 'made_from' not in images: return name
+    was = bare(images.made_from.fillna(''))
+    drawn = images.patient_id.astype(str).str.startswith('synthetic:')              # films drawn by a program are numbered as NIH's are
+    return name.where(name.ne('') | drawn | ~was.str.fullmatch(r'\d{8}_\d{3}\.png'), was)
+
+def painted(
+    images:pd.DataFrame, # `images` of any tables
+)->np.ndarray: # bool, one an image
+    "Which images are real ones with a drawn finding, and so nobody's copies"
+    return (images.source.eq('implanted') & images.get('implanted', images.source).ne(False)).to_numpy(bool)
 
 def _rows(tables):
-    "One row an image of all tables: image_id, source, patient, key (equal for equal images); a source that comes twice is numbered"
+    "One row an image of all tables: image_id, source, patient, key (equal for equal images, and for a painted one and its original), made and painted (of real ones); a source that comes twice is numbered"
     out, seen = [], {}
     for t in tables:
         im = t.images
@@ -168,7 +178,7 @@ def _rows(tables):
         for s in im.source.unique(): seen[s] = seen.get(s, 0)+1
         source = im.source.map({s: s if n == 1 else f'{s} ({n})' for s, n in seen.items()})
         out.append(pd.DataFrame(dict(image_id=im.image_id.astype(str), source=source, patient=im.patient_id.astype(str), nih=name != '',
-                                     key=name.where(name != '', im.source+':'+im.image_id.astype(str)))))
+                                     key=name.where(name != '', im.source+':'+im.image_id.astype(str)), made=im.source.eq('implanted'), painted=painted(im))))
     return pd.concat(out, ignore_index=True)
 
 # %% ../nbs/00k_leakage.ipynb #2114507b
@@ -182,7 +192,7 @@ def _groups(n, i, j):
 class Overlap:
     "Which images are one image, and which patients one patient"
     rows: pd.DataFrame # image_id, source, patient, nih, key; by_name, by_pixels, image, person: numbers of groups
-    links: pd.DataFrame # i, j (rows), by ('name', 'pixels', 'both'); of those by pixels distance, turn, inverted, similarity
+    links: pd.DataFrame # i, j (rows), by ('name', 'pixels', 'both'), painted (one of the two is, so they are not one image); of those by pixels distance, turn, inverted, similarity
     info: dict # images, compared, blank, candidates, unlike
 
 def find_overlap(
@@ -202,9 +212,12 @@ def find_overlap(
         px = _Pixels(pixels)
         if len(px) != n: raise ValueError(f'pixels of {len(px)} images for tables of {n}: give those that load_pixels returned with these tables')
         copies = find_copies(px, max_distance, turned)
+    links = names.merge(copies, on=['i', 'j'], how='outer', indicator='by')
+    no = rows.painted.to_numpy()
+    links['painted'] = no[links.i.to_numpy(int)] | no[links.j.to_numpy(int)]
+    names, copies = (d[~(no[d.i.to_numpy(int)] | no[d.j.to_numpy(int)])] for d in (names, copies))
     rows['by_name'], rows['by_pixels'] = _groups(n, names.i, names.j), _groups(n, copies.i, copies.j)
     rows['image'] = _groups(n, [*names.i, *copies.i], [*names.j, *copies.j])
-    links = names.merge(copies, on=['i', 'j'], how='outer', indicator='by')
     same_key = rows.key.to_numpy()[links.i.to_numpy(int)] == rows.key.to_numpy()[links.j.to_numpy(int)]
     links['by'] = np.where(links.by == 'left_only', 'name', np.where(same_key, 'both', 'pixels'))
     code, ids = pd.factorize(rows.patient)
@@ -276,20 +289,20 @@ def leakage_report(
     o = find_overlap(*tables, pixels=pixels, **kwargs)
     at = lambda k: o.rows.iloc[o.links[k].to_numpy(int)].reset_index(drop=True)
     a, b, l = at('i'), at('j'), o.links.reset_index(drop=True)
-    how = [', '.join(w for w in (TURNS[int(t)] if t == t else '', 'inverted' if v is True else '') if w) for t, v in zip(l.turn.astype(float), l.inverted)]
+    how = [', '.join(w for w in (TURNS[int(t)] if t == t else '', 'inverted' if v is True else '', 'implanted' if p else '') if w) for t, v, p in zip(l.turn.astype(float), l.inverted, l.painted)]
     links = pd.DataFrame(dict(source=a.source, image=a.image_id, patient=a.patient)).assign(**{'and': b.source, 'and image': b.image_id, 'and patient': b.patient},
                          by=l.by, distance=l.distance.astype('Int64'), similarity=l.similarity, how=how)
     return Report(overlap_table(o), links, o.info)
 
 # %% ../nbs/00k_leakage.ipynb #0fbc94c6
 def _joined_ids(rows):
-    "Patient id -> the id under which all of that person's images go on: an NIH number if there is one, else the first"
-    first = rows.assign(order=np.where(rows.nih & ~rows.patient.str.contains(':'), 0, 1)).sort_values('order', kind='stable').drop_duplicates('person').set_index('person').patient
+    "Patient id -> the id under which all of that person's images go on: an NIH number if there is one, else the first; that of an implanted film only where there is no other"
+    first = rows.assign(order=np.where(rows.made, 2, np.where(rows.nih & ~rows.patient.str.contains(':'), 0, 1))).sort_values('order', kind='stable').drop_duplicates('person').set_index('person').patient
     return {p: first[g] for p, g in zip(rows.patient, rows.person) if first[g] != p}
 
 def _overlap_says(how, pairs, joined, compared):
     "What was found and what was done, in words"
-    done = 'the copies there were dropped' if how == 'drop' else 'both copies were kept'
+    done = 'both copies were kept' if how == 'keep' else 'the copies there were dropped'
     text = [f"{_n(n, 'image')} of {b} known from {a}: {done}" for (a, b), n in pairs.items()] or ["no image is in two sources"]
     if joined: text.append(f"{_n(len(joined), 'patient id')} joined with another id of the same patient")
     return '; '.join(text) + ('' if compared else '; pixels were not compared, only names')
@@ -297,25 +310,25 @@ def _overlap_says(how, pairs, joined, compared):
 def drop_overlap(
     tables:Tables, # one source or a mixture
     pixels=None, # as in `find_overlap`
-    how:str='drop', # 'drop' the later source's copy, 'refuse' with an error that names them, or 'keep' both
+    how:str='drop', # 'drop' the later source's copy, 'refuse' with an error that names them, or 'keep' both; painted films are no copies
     **kwargs, # on to `find_overlap`
 )->tuple: # the tables; what was done, in words; info {'how', 'images', 'by_source', 'dropped' {image: the one that stays}, 'patients_joined' {pseudonym: pseudonym}, 'compared'}
     "A mixture in which no image is in two sources and no patient has two ids, so that a split by patient is honest"
     if how not in ('drop', 'refuse', 'keep'): raise ValueError(f"how={how!r}: expected 'drop', 'refuse' or 'keep'")
     o = find_overlap(tables, pixels=pixels, **kwargs)
-    r = o.rows.assign(rank=pd.factorize(o.rows.source)[0])
+    r = o.rows.assign(rank=pd.factorize(o.rows.source)[0]+len(o.rows)*o.rows.made)  # a real film stays rather than its copy in `implanted`
     stays = r.sort_values('rank', kind='stable').drop_duplicates('image').set_index('image')[['rank', 'source', 'image_id']].loc[r.image].set_index(r.index)
     away = r['rank'] != stays['rank']
     pairs = {(str(a), str(b)): int(n) for (a, b), n in pd.DataFrame(dict(a=stays.source[away], b=r.source[away])).value_counts(sort=False).items()}
-    if how == 'refuse' and away.any():
-        names = [f'{i} ({s}) is {k} ({t})' for i, s, k, t in zip(r.image_id[away], r.source[away], stays.image_id[away], stays.source[away])]
-        raise ValueError(f"{away.sum()} images are in two sources of this mixture: {few(names)}. Go on without the second copies by how='drop', or leave a source out")
+    if how == 'refuse' and (two := away & ~r.made).any():                           # what `implant_set` copied is known to be a copy, and no reason to refuse
+        names = [f'{i} ({s}) is {k} ({t})' for i, s, k, t in zip(r.image_id[two], r.source[two], stays.image_id[two], stays.source[two])]
+        raise ValueError(f"{two.sum()} images are in two sources of this mixture: {few(names)}. Go on without the second copies by how='drop', or leave a source out")
     joined = _joined_ids(o.rows)
     says = _overlap_says(how, pairs, joined, o.info['compared'])
-    info = dict(how=how, images=int(away.sum()), by_source={f'{a} and {b}': n for (a, b), n in pairs.items()}, dropped=dict(zip(r.image_id[away], stays.image_id[away])) if how == 'drop' else {},
+    info = dict(how=how, images=int(away.sum()), by_source={f'{a} and {b}': n for (a, b), n in pairs.items()}, dropped=dict(zip(r.image_id[away], stays.image_id[away])) if how != 'keep' else {},
                 patients_joined={patient_hash(p): patient_hash(q) for p, q in joined.items()}, compared=o.info['compared'], blank=o.info['blank'], unlike=o.info['unlike'])
     out = replace(tables, images=tables.images.assign(patient_id=tables.images.patient_id.astype(str).replace(joined)))
-    if how == 'drop' and away.any(): out = out.subset(tables.images.image_id[~away.to_numpy()])
+    if how != 'keep' and away.any(): out = out.subset(tables.images.image_id[~away.to_numpy()])
     kept = {k: v for k, v in info.items() if k != 'dropped'}                    # thousands of names are not for the record of a run
     return replace(out, info=out.info | {'overlap': kept, 'says': f"{out.info.get('says', '')}; {says}".lstrip('; ')}), says, info
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'UNBOXED', 'IN_MEMORY', 'FLIP', 'read_options', 'chosen_sources', 'get_tables', 'make_split', 'cache_folder',
-           'get_pixels', 'recorded_skips', 'Data', 'recorded_root', 'known_root', 'without_overlap', 'run_policy',
-           'mixed', 'get_data']
+           'get_pixels', 'recorded_skips', 'Data', 'recorded_root', 'known_root', 'without_overlap', 'drawn_findings',
+           'without_held_out', 'run_policy', 'mixed', 'get_data']
 
 # %% ../nbs/03ha_rundata.ipynb #6d03ee7b
 import os
@@ -23,7 +23,7 @@ from .mix import KINDS, Mixed
 from .module import DetectionData
 from .run import local_path
 from .sampling import make_sampler
-from .split import Split, limit_tables, split_patients
+from .split import Split, limit_tables, split_patients, train_only
 
 # %% ../nbs/03ha_rundata.ipynb #3b55ccea
 def read_options(text:str, # name=value, joined by +
@@ -102,6 +102,7 @@ class Data:
     policy: dict
     root: str = "" # folder of the images, for the record
     dropped: dict = field(default_factory=dict) # image that another source has too, and was left out -> the one that stays
+    implanted: dict = field(default_factory=dict) # of films with drawn findings beside others: how many are trained_on, and left_out because their patients validate
     earlier: dict = field(default_factory=dict) # source -> pseudonyms of those whom the weights at the start were trained on
     @property
     def train(self): return self.loaders.train
@@ -125,6 +126,20 @@ def without_overlap(cfg:TrainConfig, t:Tables, pixels): # (tables, pixels, sente
     if '+' not in t.info['source']: return t, pixels, '', {}
     kept, says, info = drop_overlap(t, pixels, cfg.overlap)
     return kept, pixels[t.images.image_id.isin(kept.images.image_id).to_numpy()] if len(kept) < len(t) else pixels, f" {says[0].upper()}{says[1:]}.", info['dropped']
+
+# %% ../nbs/03ha_rundata.ipynb #3a0d0002
+def drawn_findings(t:Tables)->str: # of images that something is measured on; '' where none is implanted
+    "What numbers on implanted films are about, in plain words."
+    n = int(t.images.source.eq('implanted').sum())
+    return f"{'All' if n == len(t) else f'{n:,} of the'} {len(t):,} images that are measured on are of a set with implanted findings: what is reported of them is about drawn findings, not about disease." if n else ""
+
+def without_held_out(split:Split, t:Tables, pixels): # (tables, pixels, sentence, {'trained_on', 'left_out'} or {})
+    "The images that a split uses: all, but for implanted films whose patients validate."
+    if not (made := train_only(t)).any(): return t, pixels, "", {}
+    used = t.images.image_id.isin({*split.train, *split.val}).to_numpy()
+    n = dict(trained_on=int((made & used).sum()), left_out=int((~used).sum()))
+    says = f" {n['trained_on']:,} implanted films are trained on; {n['left_out']:,} left out because their patients validate."
+    return (t, pixels, says, n) if used.all() else (t.subset(t.images.image_id[used]), pixels[used], says, n)
 
 # %% ../nbs/03ha_rundata.ipynb #b0c0c002
 FLIP = dict(auto=None, yes=True, no=False)
@@ -151,6 +166,8 @@ def get_data(cfg:TrainConfig, device="cpu", show=print)->Data: # show: gets a li
     if bad := t.info.get("boxes_left_out"): says += f" {sum(bad.values())} boxes have labels that the class map {cfg.classes} leaves out: {few(f'{k} ({v})' for k, v in bad.items())}."
     t, pixels, shared, dropped = without_overlap(cfg, t, pixels)
     if len(t) < n or shared: split = make_split(cfg, t)
+    t, pixels, held, implanted = without_held_out(split, t, pixels)
+    if drawn := drawn_findings(t.subset(split.val)): held += f" {drawn}"
     def side(ids, transform):
         at = t.images.image_id.isin(set(ids)).to_numpy()
         ds = CXRDataset(t.subset(ids), cfg.image_size, transform, cfg.seed, pixels[at])
@@ -160,4 +177,4 @@ def get_data(cfg:TrainConfig, device="cpu", show=print)->Data: # show: gets a li
     sampler = make_sampler(train.tables, cfg.seed, negatives=cfg.negatives, sampling=cfg.sampling)
     loaders = DetectionData(train, side(split.val, None), cfg.batch_size, cfg.num_workers, cfg.seed, gpu=device == "cuda", sampler=sampler)
     record = policy_dict(policy) | (dict(mix=train.settings()) if isinstance(train, Mixed) else {})
-    return Data(t, split, loaders, source, says+shared, record, recorded_root(root), dropped)
+    return Data(t, split, loaders, source, says+shared+held, record, recorded_root(root), dropped, implanted)

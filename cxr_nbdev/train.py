@@ -39,7 +39,7 @@ from .ranks import check_ranks, end_others, is_first, leave_ranks, lost_connecti
 from .recovery import stopped_early
 from .report import best_cases, metrics_table, plot_confusion, plot_history, show_cases, worst_cases
 from .run import Run, continued, mlflow_logger, open_run, papermill_output, plain, record, runs_dir, write_json
-from .rundata import Data, chosen_sources, get_data, read_options, recorded_skips, run_policy
+from .rundata import Data, chosen_sources, drawn_findings, get_data, read_options, recorded_skips, run_policy
 from .startfrom import read_origin, say_start, start_weights
 from .stats import add_intervals, evaluate_floor
 
@@ -233,7 +233,7 @@ def start(cfg:TrainConfig, run:Run, data:Data, device="cpu", logger=None, **fact
                          f"({run.config.get('data_says', '')}); now they are {now['manifest_hash']}, {now['data_hash']} ({data.says}). Give the same images, or start a new run.")
     run.folder.mkdir(parents=True, exist_ok=True)
     write_json(run.path("config.json"), record(cfg, run, data_root=data.root, class_names=data.tables.classes, data_resolved=data.source, data_says=data.says,
-        labels=data.tables.info["labels"], **now, **recorded_skips(data.tables.info), augment_policy=data.policy,
+        labels=data.tables.info["labels"], implanted=data.implanted, **now, **recorded_skips(data.tables.info), augment_policy=data.policy,
         ignore_in_loss=cfg.unboxed == "ignore", device=device_name(device), mlflow_run_id=getattr(logger, "run_id", None), **facts))
     atomic_write(run.path("split.csv"), lambda p: data.split.manifest.to_csv(p, index=False))
     if data.dropped: atomic_write(run.path("overlap.csv"), lambda p: pd.DataFrame(data.dropped.items(), columns=["dropped", "kept"]).to_csv(p, index=False))
@@ -300,6 +300,7 @@ def finish(cfg:TrainConfig, run:Run, data:Data, device="cpu"): # (metrics as in 
     m = dict(val=val, n_train_images=len(data.train), n_val_images=len(data.val), n_train_patients=data.n_patients("train"), n_val_patients=data.n_patients("val"),
              seconds=h.seconds.sum(), images_per_second=h.images_per_second.mean(), epochs=len(h), augmented_boxes=count_augmented(cfg, h, data.tables.classes), best_epoch=int(open_checkpoint(run.best)["epoch"])+1,
              last_epoch={k: h[k].iloc[-1] if k in h else None for k in ("map", "map_50", "map_30", "sensitivity", "specificity")})
+    if says := drawn_findings(data.val.tables): m["warnings"] = [says]
     amend_checkpoint(run.best, operating_points={rule: choose_points(operating(preds, data.val.tables), rule) for rule in RULES},
                      calibration=fit_calibration(scored_detections(preds, data.val.tables)))
     write_json(run.path("metrics.json"), m)
@@ -311,7 +312,7 @@ def result_line(m:dict)->str: # metrics as in metrics.json
     v, f = m["val"], m["val"]["blind_floor"]
     n = lambda x: "not defined" if x is None else f"{x:.3f}"
     return (f"validation mAP@0.5 {n(v['map_50'])} (blind floor {n(f['map_50'])}; ignoring nothing {n(v['map_plain_50'])}; last epoch {n(m['last_epoch']['map_50'])}), "
-            f"mAP@0.3 {n(v['map_30'])} (blind floor {n(f['map_30'])}), sensitivity {n(v['sensitivity'])}, specificity {n(v['specificity'])} on {m['n_val_images']} images of {m['n_val_patients']} patients")
+            f"mAP@0.3 {n(v['map_30'])} (blind floor {n(f['map_30'])}), sensitivity {n(v['sensitivity'])}, specificity {n(v['specificity'])} on {m['n_val_images']} images of {m['n_val_patients']} patients" + "".join(f". {w}" for w in m.get("warnings", [])))
 
 # %% ../nbs/04_train.ipynb #ace96de2
 def make_figures(cfg:TrainConfig, run:Run, data:Data, m, # m: as in metrics.json
