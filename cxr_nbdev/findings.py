@@ -88,11 +88,14 @@ def box_of(mask, # (n, n) map of a finding
           ): # float32 (4,) xyxy in pixels, None where there is nothing to see
     "The box around what is to be seen"
     m = np.asarray(mask.cpu() if torch.is_tensor(mask) else mask, np.float32)
-    v = m[m > .05]
+    rows,cols = (np.flatnonzero(m.max(i) > .05) for i in (1, 0))
+    if not len(rows): return None
+    part = m[rows[0]:rows[-1]+1, cols[0]:cols[-1]+1]
+    v = part[part > .05]
     if len(v) < 8: return None
     top = np.partition(v, -8)[-8]                              # not the very highest pixel
-    st = cv2.connectedComponentsWithStats((m > limit*top).astype(np.uint8))[2][1:]
-    st = st[st[:,4] >= .2*st[:,4].max()]
+    st = cv2.connectedComponentsWithStats((part > limit*top).astype(np.uint8))[2][1:]
+    st = st[st[:,4] >= .2*st[:,4].max()]+[cols[0],rows[0],0,0,0]
     x1,y1,x2,y2 = st[:,0].min(), st[:,1].min(), (st[:,0]+st[:,2]).max(), (st[:,1]+st[:,3]).max()
     dx,dy,n = slack*(x2-x1), slack*(y2-y1), len(m)
     return np.array([max(x1-dx,0), max(y1-dy,0), min(x2+dx,n), min(y2+dy,n)], np.float32)
