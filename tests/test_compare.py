@@ -37,12 +37,13 @@ def test_compare_notebook(two_runs, monkeypatch, capsys):
 
 
 def test_unknown_parameter():
-    "What papermill would do with `-p rnus weak+strong`: the cell behind the parameters refuses it."
+    "What papermill would do with `-p rnus weak+strong`: the notebook's check refuses it."
     from cxr_nbdev.compare import CompareConfig
     from cxr_nbdev.config import notebook_config
     cells = [c for c in json.loads((ROOT/"nbs/05c_compare.ipynb").read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
     at = next(i for i, c in enumerate(cells) if "parameters" in c["metadata"].get("tags", []))
-    typed, injected, check = "".join(cells[at]["source"]), '# Parameters\nrnus = "weak+strong"\n', "".join(cells[at+1]["source"])
+    typed, injected = "".join(cells[at]["source"]), '# Parameters\nrnus = "weak+strong"\n'
+    [check] = [source for c in cells[at+1:] if "notebook_config(In" in (source := "".join(c["source"]))]
     names = dict(In=["", typed, injected], notebook_config=notebook_config, CompareConfig=CompareConfig)
     for o in (typed, injected): exec(o, names)
     with pytest.raises(ValueError, match="did you mean `runs`"): exec(check, names)
