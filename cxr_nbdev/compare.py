@@ -28,7 +28,6 @@ from .data import State, Tables, data_hash, few, near, project_root, resolve_sou
 from .metrics import RECALLS, Matched, blind_floor, evaluate_detections, floor_predictions, image_calls, image_truth, match_all, mean_defined, ratio
 from .nih import find_images
 from .predfiles import image_key, read_coco_truth, read_predictions, write_coco_predictions, write_coco_truth
-from .rundata import known_root
 from .split import patient_hash
 from .stats import add_intervals, evaluate_floor, intervals, resample
 
@@ -528,7 +527,8 @@ def run_images(
     "The image files of a run, as far as they are still there."
     source = run.tables.info.get("source") or run.config.get("data_resolved") or "auto"
     root = run.result.get("data_root") or (run.config.get("data_root") if source == run.config.get("data_resolved", source) else "")
-    try: name, folder, _ = resolve_source(source, known_root(root) or root)
+    if root: from cxr_nbdev.rundata import known_root # here, since it imports Lightning: the seconds of a whole comparison
+    try: name, folder, _ = resolve_source(source, root and (known_root(root) or root))
     except (ValueError, FileNotFoundError) as e: return {}, f"The images of `{run.name}` are not to be found, so none are shown ({e})"
     folders = [Path(d) for d in split_roots(folder or project_root()/"data"/name).values()]
     found = {image_key(k): p for d in folders if d.is_dir() for k, p in find_images(d).items()}
