@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
-from .projection import Beam, View, blur, chord, deposit, ellipsoid, enlarge, length, overlap, profile, round_solid, spots, tabled, tubes, uncovered, window, LEVELS
+from .projection import Beam, View, blur, chord, deposit, ellipsoid, enlarge, length, overlap, profile, root_, round_solid, spots, tabled, tubes, uncovered, window, LEVELS
 
 # %% ../nbs/00bd_thorax.ipynb #d33d5c31
 SOFT,LUNG,BONE = .205,.055,.40 # 1/cm at 60 keV: muscle and blood; inflated lung; what compact bone absorbs more than soft tissue
@@ -226,7 +226,7 @@ def under_diaphragm(beam,
     o = torch.maximum(o, -.55*o).square_()                 # flatter towards the middle
     floor = top.addcmul_(o*.043, 1+.024*o)
     if coarse: floor = enlarge(floor, beam.size)
-    r = (beam.xy(1.)[1]-floor).mul_(20).clamp_(min=0).sqrt_()
+    r = root_((beam.xy(1.)[1]-floor).mul_(20).clamp_(min=0))
     return floor, (1-r, 1+r)
 
 # %% ../nbs/00bd_thorax.ipynb #3f9b52ff
