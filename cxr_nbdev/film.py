@@ -30,7 +30,7 @@ class Look:
     white:float=.88 # grey value of the densest parts
     frame:tuple=(0.,0.,0.,0.) # unexposed border left, top, right, bottom, as a share of the side
     slant:float=0. # of that border, radians
-    response:bool=True # the chain's own gain, coarse and fine; False for a film that can be reckoned by hand
+    response:tuple|bool=True # the chain's own gain, coarse and fine: True for `RESPONSE`, or other gains; False for a film that can be reckoned by hand
     soft:float=.6 # blur of focus, movement and detector, mm at the film
 
 # %% ../nbs/00bf_film.ipynb #3a8cf095
@@ -121,7 +121,7 @@ def expose(absorbed, # (n, n) line integrals of one film
     x = x.clamp(min=0)
     if look.curve: x = (1-torch.exp(-look.curve*x))/(1-math.exp(-look.curve))
     x = (look.white*x).clamp(0,1)
-    return respond(x) if look.response else x
+    return respond(x, RESPONSE if look.response is True else look.response) if look.response else x
 
 # %% ../nbs/00bf_film.ipynb #610993d6
 def collimate(x, # (n, n) picture

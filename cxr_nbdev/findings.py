@@ -320,9 +320,10 @@ PLACES = { # side: share on the left; x (to the side), y, w, h: quantiles in cm;
 
 def draw_place(name:str, # of a finding
                rng, # numpy Generator
+               places:dict=None, # in the form of `PLACES`; None: those
               )->tuple: # x, y, w, h: centre and size, cm; x above 0 is the patient's left
     "A place and a size at random, as NIH's boxes have them (Gaussian copula; Pearson's 2 sin(pi/6 rank))"
-    p,c = PLACES[name],np.eye(4)
+    p,c = (places or PLACES)[name],np.eye(4)
     for v,(i,j) in zip(p['ranks'], [(0,1),(0,2),(0,3),(1,2),(1,3),(2,3)]): c[i,j] = c[j,i] = 2*math.sin(math.pi*v/6)
     val,vec = np.linalg.eigh(c)
     u = ndtr((vec*np.sqrt(val.clip(0)))@rng.standard_normal(4))
