@@ -80,7 +80,7 @@ def quantile(x, # tensor
     return x.kthvalue(1+round(q*(len(x)-1))).values
 
 # %% ../nbs/00bf_film.ipynb #13f7c04f
-RESPONSE = (.96,.81,1.63,.67,.73,.86,.85,.80,1.04,.97,1.00,.88,.81,1.06,.97,.90) # gain of the film's chain in 16 bands from 1 to 100 cycles a picture
+RESPONSE = (.93,.89,1.72,.59,.69,.87,.83,.77,1.04,.96,.99,.87,.79,1.03,.96,.87) # gain of the film's chain in 16 bands from 1 to 100 cycles a picture
 
 @lru_cache
 def _gains(gains, n): # (n, n//2+1): the gain of each frequency

@@ -11,9 +11,10 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import torch
 
 from .data import near
-from .film import RESPONSE
+from .film import RESPONSE, respond
 from .findings import FINDINGS, QUANTILES, draw_place
 from .realism import BANDS, SIDES, band_power, ks_distance
 from .synth import draw_films, find_boxes, set_up
@@ -206,22 +207,24 @@ def drawn_films(n:int, # films, each with a finding
 
 # %% ../nbs/00cc_tune.ipynb #cc000040
 def fit_response(real, # (m, size, size) uint8 real films that have a box
-                 n:int=250, # films drawn in each round
-                 rounds:int=4,
-                 damp:float=.7, # share of the step that is taken
-                 start=None, # gains to begin with; None: none at all (ones)
-                 seed:int=0, same:bool=False, # the same films in each round?
-                )->tuple: # gains, a tuple like `RESPONSE`; DataFrame with a row for each round: ratio of the power (drawn/real) by band, largest (deviation), kept
-    "The gains with which drawn films have the power of real ones in each band; bands too fine for the pixels stay as they are"
-    size, count = real.shape[-1], len(RESPONSE)
+                 n:int=400, # drawn films
+                 few:int=60, # of them, on which it is tried out what each gain does
+                 rounds:int=7,
+                 ridge:float=.05, # what a gain away from 1 costs
+                 seed=0, # of the drawn films
+                )->tuple: # gains, a tuple like `RESPONSE`; DataFrame with a row for each round: power, drawn/real, by band
+    "The gains with which drawn films have the power of real ones in each band; bands too fine for the pixels stay at 1"
+    size = real.shape[-1]
     edges = BANDS[:sum(e <= size/2 for e in BANDS)]
-    want, k = log_power(real, edges), len(edges)-1
-    g, tried, off = np.ones(count) if start is None else np.array(start, float), [], []
+    films = [torch.from_numpy(o).float()/255 for o in drawn_films(n, seed, False, size)]
+    k, off, rest = len(edges)-1, [], [0.]*(len(RESPONSE)-len(edges)+1)
+    power = lambda log_g, some: log_power(np.stack([(255*respond(o, [*np.exp(log_g), *np.exp(rest)])+.5).to(torch.uint8).numpy() for o in some]), edges)
+    want, g = log_power(real, edges), np.zeros(k)
     for r in range(rounds+1):
-        tried.append(tuple(np.round(g, 3).tolist()))
-        gap = want-log_power(drawn_films(n, [seed, 0 if same else r], tried[-1], size), edges)
+        gap = want-power(g, films)
         off.append(np.exp(-gap))
-        g[:k] *= np.exp(damp*gap/2)
-    table = pd.DataFrame(off).assign(largest=lambda t: (np.log(t).abs().max(axis=1))).rename_axis('round')
-    best = int(table.largest.argmin())
-    return tried[best], table.assign(largest=np.expm1(table.largest), kept=table.index == best)
+        if r == rounds: break
+        now = power(g, films[:few])
+        J = np.stack([power(g+step, films[:few])-now for step in .1*np.eye(k)], 1)/.1
+        g = g+np.linalg.solve(J.T@J+ridge*np.eye(k), J.T@gap-ridge*g)
+    return tuple(np.round(np.exp([*g, *rest]), 2).tolist()), pd.DataFrame(off).rename_axis('round')
