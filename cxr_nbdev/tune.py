@@ -149,6 +149,7 @@ def _enough(name, *tables): # checked
 def _halfway(a, b): # entries of `PLACES`
     return _spread([np.add(a[k], b[k])/2 for k in SIDES], a['side'], np.add(a['ranks'], b['ranks'])/2)
 
+# %% ../nbs/00cc_tune.ipynb #cc000064
 def fit_place(name:str, # of a finding
               position:pd.DataFrame, # its real boxes (`box_table`); x and y count, and w and h unless there are `sizes`
               sizes:pd.DataFrame=None, # real boxes whose w and h count; None: the same
@@ -176,6 +177,7 @@ def fit_place(name:str, # of a finding
             now = spread(d[['px', 'py', 'pw', 'ph']].to_numpy(), w, now['side'])
     return tried[best], pd.DataFrame(off).assign(rms=rms, kept=[r == best for r in range(rounds+1)]).rename_axis('round')
 
+# %% ../nbs/00cc_tune.ipynb #cc000065
 def fit_places(boxes:pd.DataFrame, # real boxes of any source, by `box_table`
                sizes:dict=None, # finding -> table of other boxes whose w and h count
                findings=None, # which; None: all that the table has
