@@ -30,7 +30,7 @@ class Look:
     white:float=.88 # grey value of the densest parts
     frame:tuple=(0.,0.,0.,0.) # unexposed border left, top, right, bottom, as a share of the side
     slant:float=0. # of that border, radians
-    response:bool=True # the chain's own gain, coarse and fine; False for a film that can be reckoned by hand
+    response:tuple|bool=True # the chain's own gain, coarse and fine: True for `RESPONSE`, or other gains; False for a film that can be reckoned by hand
     soft:float=.6 # blur of focus, movement and detector, mm at the film
 
 # %% ../nbs/00bf_film.ipynb #3a8cf095
@@ -81,7 +81,7 @@ def quantile(x, # tensor
     return x.kthvalue(1+round(q*(len(x)-1))).values
 
 # %% ../nbs/00bf_film.ipynb #13f7c04f
-RESPONSE = (.96,.81,1.63,.67,.73,.86,.85,.80,1.04,.97,1.00,.88,.81,1.06,.97,.90) # gain of the film's chain in 16 bands from 1 to 100 cycles a picture
+RESPONSE = (.93,.89,1.72,.59,.69,.87,.83,.77,1.04,.96,.99,.87,.79,1.03,.96,.87) # gain of the film's chain in 16 bands from 1 to 100 cycles a picture
 
 @lru_cache
 def _gains(gains, n): # (n, n//2+1): the gain of each frequency
@@ -121,7 +121,7 @@ def expose(absorbed, # (n, n) line integrals of one film
     x = (s-air).div_((top-air).clamp(min=.1)).add_(look.dark).div_(1+look.dark).clamp_(min=0)
     if look.curve: x = x.mul_(-look.curve).exp_().neg_().add_(1).div_(1-math.exp(-look.curve))
     x = x.mul_(look.white).clamp_(0,1)
-    return respond(x) if look.response else x
+    return respond(x, RESPONSE if look.response is True else look.response) if look.response else x
 
 # %% ../nbs/00bf_film.ipynb #610993d6
 def collimate(x, # (n, n) picture
