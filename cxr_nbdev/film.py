@@ -81,7 +81,7 @@ def quantile(x, # tensor
     return x.kthvalue(1+round(q*(len(x)-1))).values
 
 # %% ../nbs/00bf_film.ipynb #13f7c04f
-RESPONSE = (.93,.89,1.72,.59,.69,.87,.83,.77,1.04,.96,.99,.87,.79,1.03,.96,.87) # gain of the film's chain in 16 bands from 1 to 100 cycles a picture
+RESPONSE = (.92,.89,1.71,.59,.69,.87,.84,.77,1.04,.95,.98,.87,.78,1.01,.94,.85) # gain of the film's chain in 16 bands from 1 to 100 cycles a picture
 
 @lru_cache
 def _gains(gains, n): # (n, n//2+1): the gain of each frequency
