@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from scipy.interpolate import PchipInterpolator
 
 # %% ../nbs/00bc_projection.ipynb #cde6c820
@@ -89,22 +90,6 @@ class Beam:
         "Where the rays are at depth z, cm"
         return (self.ax, self.ay) if isinstance(z, (int,float)) and z==0 else (self.ax+self.bx*z, self.ay+self.by*z)
 
-    def lines(self, z): # (B, 1) numpy, cm
-        "x and y at depth z, and how fast they change there: (B, 3) numpy each, to be multiplied by (1, right, down)"
-        g,k = self.host,1/(self.host.focus-self.host.film)
-        m,none = 1-(z-g.film)*k, np.zeros_like(g.w)
-        X,Y = np.concatenate([none, g.c*g.w, g.s*g.h], 1), np.concatenate([none, -g.s*g.w, g.c*g.h], 1)
-        at = lambda c: np.concatenate([c, none, none], 1)
-        return (m*X+at(g.x-z*g.turn), -k*X-at(g.turn)), (m*Y+at(g.y-z*g.lean), -k*Y-at(g.lean))
-
-    def squares(self, *forms): # (B, 3, 3) numpy each: factors of the powers of down (rows) and right (columns)
-        "Polynomials of second degree over the picture: (B, H, W) each"
-        p,q = self.right-self.right.mean(),self.down-self.down.mean()         # powers about the middle: less to cancel
-        move = lambda o: np.array([[1,0,0], [o,1,0], [o*o,2*o,1]])
-        f = np.stack(forms)@move(self.right.mean())
-        P,Q,F = (torch.as_tensor(o, dtype=torch.float32).to(self.device) for o in (np.stack([p**0,p,p*p]), np.stack([q**0,q,q*q],1), move(self.down.mean()).T@f))
-        return (Q@F@P).unbind(0)
-
     def project(self, x, y, z): # (B, N) cm each -> (B, N) pixels right and down, width of the beam there (1 at the film)
         "Where on the film points of the body fall"
         return _to_film(self.here, self.size, x, y, z)
@@ -123,6 +108,25 @@ class Beam:
         o.__dict__.pop('here', None)
         o.host,o.views = SimpleNamespace(**{m: t[k] for m,t in vars(self.host).items()}),self.views[k]
         return o
+
+# %% ../nbs/00bc_projection.ipynb #c1b0a009
+@patch
+def lines(self:Beam, z): # (B, 1) numpy, cm
+    "x and y at depth z, and how fast they change there: (B, 3) numpy each, to be multiplied by (1, right, down)"
+    g,k = self.host,1/(self.host.focus-self.host.film)
+    m,none = 1-(z-g.film)*k, np.zeros_like(g.w)
+    X,Y = np.concatenate([none, g.c*g.w, g.s*g.h], 1), np.concatenate([none, -g.s*g.w, g.c*g.h], 1)
+    at = lambda c: np.concatenate([c, none, none], 1)
+    return (m*X+at(g.x-z*g.turn), -k*X-at(g.turn)), (m*Y+at(g.y-z*g.lean), -k*Y-at(g.lean))
+
+@patch
+def squares(self:Beam, *forms): # (B, 3, 3) numpy each: factors of the powers of down (rows) and right (columns)
+    "Polynomials of second degree over the picture: (B, H, W) each"
+    p,q = self.right-self.right.mean(),self.down-self.down.mean()         # powers about the middle: less to cancel
+    move = lambda o: np.array([[1,0,0], [o,1,0], [o*o,2*o,1]])
+    f = np.stack(forms)@move(self.right.mean())
+    P,Q,F = (torch.as_tensor(o, dtype=torch.float32).to(self.device) for o in (np.stack([p**0,p,p*p]), np.stack([q**0,q,q*q],1), move(self.down.mean()).T@f))
+    return (Q@F@P).unbind(0)
 
 # %% ../nbs/00bc_projection.ipynb #c2cb0f6c
 _CORNERS = np.array([[a,b,c] for a in (-1,1) for b in (-1,1) for c in (-1,1)], np.float64)
