@@ -98,17 +98,6 @@ class Beam:
         "The same in numpy, for a few points"
         return _to_film(SimpleNamespace(**{n: a[k] for n,a in vars(self.host).items()}), self.size, x, y, z)
 
-    def cut(self, rows, cols, k=slice(None)): # slices of the picture and of the films
-        "The rays of a part of the picture; shares their memory"
-        o = object.__new__(Beam)
-        o.__dict__.update(self.__dict__)
-        for n in ('ax','bx','ay','by'): setattr(o, n, getattr(self, n)[k,rows,cols])
-        o.down,o.right = self.down[rows],self.right[cols]
-        if k == slice(None): return o
-        o.__dict__.pop('here', None)
-        o.host,o.views = SimpleNamespace(**{m: t[k] for m,t in vars(self.host).items()}),self.views[k]
-        return o
-
 # %% ../nbs/00bc_projection.ipynb #c1b0a009
 @patch
 def lines(self:Beam, z): # (B, 1) numpy, cm
@@ -127,6 +116,19 @@ def squares(self:Beam, *forms): # (B, 3, 3) numpy each: factors of the powers of
     f = np.stack(forms)@move(self.right.mean())
     P,Q,F = (torch.as_tensor(o, dtype=torch.float32).to(self.device) for o in (np.stack([p**0,p,p*p]), np.stack([q**0,q,q*q],1), move(self.down.mean()).T@f))
     return (Q@F@P).unbind(0)
+
+# %% ../nbs/00bc_projection.ipynb #c1b0a00a
+@patch
+def cut(self:Beam, rows, cols, k=slice(None)): # slices of the picture and of the films
+    "The rays of a part of the picture; shares their memory"
+    o = object.__new__(Beam)
+    o.__dict__.update(self.__dict__)
+    for n in ('ax','bx','ay','by'): setattr(o, n, getattr(self, n)[k,rows,cols])
+    o.down,o.right = self.down[rows],self.right[cols]
+    if k == slice(None): return o
+    o.__dict__.pop('here', None)
+    o.host,o.views = SimpleNamespace(**{m: t[k] for m,t in vars(self.host).items()}),self.views[k]
+    return o
 
 # %% ../nbs/00bc_projection.ipynb #c2cb0f6c
 _CORNERS = np.array([[a,b,c] for a in (-1,1) for b in (-1,1) for c in (-1,1)], np.float64)
@@ -325,6 +327,7 @@ def _frame(t, step): # steps, their lengths -> two unit vectors across
     e[0] = torch.where(up > 1e-3, e[0], 1.)                # an upright tube has no upright across
     return e, torch.linalg.cross(t, e, dim=0)
 
+# %% ../nbs/00bc_projection.ipynb #c1b0a00b
 def tubes(beam,
           path, # (B, R, T, 3) cm
           radius, # (B, R, T) cm
