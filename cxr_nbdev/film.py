@@ -64,8 +64,8 @@ def wide(im, # (B, n, n)
     n = im.shape[-1]
     grid = grid or (32 if sigma*32 > 2.5*n else 64)
     if n <= grid: return blur(im, sigma)
-    up = (_enlarge(grid, n) @ _smear(grid, sigma*grid/n)).to(im.device)
-    return up @ F.adaptive_avg_pool2d(im[:,None], grid)[:,0] @ up.T
+    up,smear = _enlarge(grid, n).to(im.device),_smear(grid, sigma*grid/n).to(im.device)
+    return up @ (smear @ F.adaptive_avg_pool2d(im[:,None], grid)[:,0] @ smear.T) @ up.T
 
 # %% ../nbs/00bf_film.ipynb #ab9447f3
 def quantile(x, # tensor
