@@ -153,6 +153,12 @@ def test_torchrun(start):
     assert (start.folder/"runs/two/metrics.json").exists()
 
 
+def test_notebook_names_the_command(start):
+    "A notebook can't start processes, and says what can."
+    o = start("papermill nbs/04_train.ipynb runs/x.ipynb -p devices 2 -p accelerator cpu", ok=False)
+    assert "cxr_train devices=2" in o.text and not (start.folder/"runs/x").exists()
+
+
 FAILS = '''
 "cxr_train, but one process fails in its second step, and the other waits from there on, as in an all_reduce that nobody answers."
 import os, sys, time
