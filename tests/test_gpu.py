@@ -1,6 +1,6 @@
 """What a GPU has to do as a CPU does: the same boxes, the same losses, trainings that end, and no waiting in a step.
 
-Where torch finds no CUDA device nearly all of it is skipped. `CXR_TEST_DEVICE=cpu pytest tests/test_gpu.py` tries the tests themselves, with a CPU in the place of the GPU."""
+Where torch finds no CUDA device nearly all of it is skipped. `CXR_TEST_DEVICE=cpu pytest tests/test_gpu.py` tries the tests themselves, with a CPU in the place of the GPU; `test_device.py` tries most of them on a simulated device."""
 import os
 import re
 from contextlib import contextmanager
@@ -86,6 +86,19 @@ def test_same_losses(matching, dtype, most):
         for a, b in zip(compute("cpu", *kinds), compute(DEVICE, *kinds), strict=True):
             a, b = (torch.cat([v.flatten().cpu().double() for v in o]) for o in (a, b))
             assert a.norm() > 0 and (a-b).norm() < most*a.norm(), kinds
+
+
+@on_gpu
+@pytest.mark.parametrize("batch", [1, 5])
+def test_same_films(batch):
+    "Synthetic films with every finding in both views and all that clutters a film: the same boxes and pixels, but for a few where a point falls beside the border of two."
+    from cxr_nbdev.findings import FINDINGS
+    from cxr_nbdev.synth import draw_films, set_up
+    setups = [set_up([i, view == 'AP'], [f], view=view, difficulty="hard") for i, f in enumerate(FINDINGS) for view in ("PA", "AP")]
+    for (a, boxes, _), (b, there, _) in zip(draw_films(setups, 160), draw_films(setups, 160, DEVICE, batch), strict=True):
+        off = abs(a.astype(int)-b)
+        assert off.mean() < .02 and (off > 1).mean() < 1e-3
+        assert list(boxes) == list(there) and all(abs(boxes[f]-there[f]).max() < 1.5 for f in boxes)
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +234,7 @@ def test_no_waiting(tmp_path, config, precision, average):
     watched = []
 
     def watch(mode):
-        if DEVICE == "cuda": torch.cuda.set_sync_debug_mode(mode)
+        if DEVICE != "cpu": getattr(torch, DEVICE).set_sync_debug_mode(mode)
         watched.append(mode)
 
     class Watch(Callback):
