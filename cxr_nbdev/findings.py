@@ -66,7 +66,7 @@ def depth_in(c:Chest, rng, x:float, y:float)->float: # z, cm
 # %% ../nbs/00bg_findings.ipynb #ca4fde7d
 def ball(c:Chest, x, y, z, rx, ry, rz): # cm
     "The rays' way through an ellipsoid: an interval"
-    t = lambda *v: torch.tensor([v], dtype=torch.float32, device=c.x.device)
+    t = lambda *v: np.array([v], np.float32)               # on the host, where `ellipsoid` reads them
     return ellipsoid(c.beam, t(x,y,z), t(rx,ry,rz))
 
 def share(p, c:Chest, least:float=1.): # path and lung along the same rays, cm
