@@ -91,7 +91,7 @@ def test_same_losses(matching, dtype, most):
 @on_gpu
 @pytest.mark.parametrize("batch", [1, 5])
 def test_same_films(batch):
-    "Synthetic films with every finding in both views and all that clutters a film: the same boxes and pixels, but for a few where a point falls beside the border of two."
+    "Synthetic films with every finding in both views and all that clutters a film: the same boxes and pixels, but for a few where a point falls beside the border of two (the limits are several times what another rounding in every function does)."
     from cxr_nbdev.findings import FINDINGS
     from cxr_nbdev.synth import draw_films, set_up
     setups = [set_up([i, view == 'AP'], [f], view=view, difficulty="hard") for i, f in enumerate(FINDINGS) for view in ("PA", "AP")]
