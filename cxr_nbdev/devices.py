@@ -34,6 +34,11 @@ class Stroke:
 def _line(value, mm, *curves): return Stroke(tuple(np.asarray(o, np.float64) for o in curves), value, mm)
 def _fill(value, *curves): return _line(value, 0, *curves)
 
+@lru_cache
+def _weights(n): # (n, 4): of the four nearest control points, at n places between two
+    t = np.linspace(0, 1, n, endpoint=False)[:, None]
+    return .5*np.hstack([-t+2*t**2-t**3, 2-5*t**2+3*t**3, t+4*t**2-3*t**3, t**3-t**2])
+
 def spline(points, # (n, 2) control points
            step:float=.35, # cm from point to point, about
           )->np.ndarray:
@@ -41,9 +46,7 @@ def spline(points, # (n, 2) control points
     p = np.asarray(points, np.float64)
     p = np.concatenate([2*p[:1]-p[1:2], p, 2*p[-1:]-p[-2:-1]])
     n = max(2, int(np.abs(np.diff(p, axis=0)).max()/step))
-    t = np.linspace(0, 1, n, endpoint=False)[:, None]
-    weights = .5*np.hstack([-t+2*t**2-t**3, 2-5*t**2+3*t**3, t+4*t**2-3*t**3, t**3-t**2])
-    pieces = weights @ np.stack([p[:-3], p[1:-2], p[2:-1], p[3:]], 1)
+    pieces = _weights(n) @ np.stack([p[:-3], p[1:-2], p[2:-1], p[3:]], 1)
     return np.concatenate([pieces.reshape(-1, 2), p[-2:-1]])
 
 # %% ../nbs/00be_devices.ipynb #61e25c74

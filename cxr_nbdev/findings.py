@@ -15,10 +15,9 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy.special import ndtr
 
-from .projection import Beam, View, blur, deposit, ellipsoid, length, overlap, round_solid
+from .projection import Beam, View, blur, deposit, ellipsoid, length, overlap, resized, round_solid
 from .thorax import BONE, LUNG, SOFT, Anatomy, Body, Chest, Posture, lay_tubes, stack, vessels
 
 # %% ../nbs/00bg_findings.ipynb #f4f822e4
@@ -40,10 +39,8 @@ def cloudy(rng, # numpy Generator
           )->torch.Tensor: # (1, h, w), standard deviation about 1
     "A smooth random field, the same whatever the part and the size of the picture"
     cells = int(min(max(4, round(2*c.beam.views[0].width/waves)), 512))
-    z = blur(torch.as_tensor(rng.standard_normal((1,cells+4,cells+4), dtype=np.float32), device=c.x.device), .8)
-    u = lambda s: (torch.arange(c.size, device=c.x.device)[s]+.5)/c.size*2-1
-    at = torch.stack(torch.broadcast_tensors(u(c.at[1])[None,:], u(c.at[0])[:,None]), -1)[None]*(cells/(cells+4))
-    return F.grid_sample(z[:,None], at, mode='bicubic', padding_mode='reflection', align_corners=False)[:,0]*2.9
+    z = blur(torch.as_tensor(rng.standard_normal((1,cells,cells), dtype=np.float32), device=c.x.device), .8)
+    return resized(z, c.size, 'bicubic')[:,c.at[0],c.at[1]]*2.9
 
 # %% ../nbs/00bg_findings.ipynb #39af1bae
 def near_lung(c:Chest, x:float, y:float, # cm
@@ -162,7 +159,7 @@ def _meniscus(c, b, side, box): # fluid under a paraboloid of lung, cm
     inner,top = 2.6*s, min(y-h/2, floor+2.2*s)
     a = b.an.width-inner
     q = max(0., 1-w/a)**2
-    low = float(np.clip((floor+.3-q*top)/(1-q) if q < .95 else floor+3*s, top+1.2, floor+4*s))      # how deep the lung reaches
+    low = float(np.clip((floor+.3-q*top)/(1-q) if q < .95 else floor+15*s, top+1.2, floor+15*s))  # where a paraboloid as wide as that would end
     g = ((low-c.y)/(low-top)).clamp(min=0)-((c.x*side-inner)/a).clamp(min=0)**2
     r = 13.*g.clamp(min=0).sqrt()
     fluid = c.room-c.free(overlap(c.cavity, (.4-r,.4+r)))
@@ -181,7 +178,7 @@ def effusion(ch, k, rng, box, strength):
     else: fluid = _meniscus(c, b, side, box)*here
     c.extra += strength*MORE*fluid
     c.marks *= 1-share(fluid, c)*here
-    return c, blur(fluid*torch.sigmoid((c.floor+.8-c.y)/.2), .12*ch.size/40)
+    return c, blur(fluid/c.room.clamp(min=1.)*torch.sigmoid((c.floor+.8-c.y)/.2), .12*ch.size/40)
 
 # %% ../nbs/00bg_findings.ipynb #cc4afe95
 def shrunk(c:Chest, b:Body, # a part and its body
@@ -306,22 +303,22 @@ def cardiomegaly(ch, k, rng, box, strength):
 # %% ../nbs/00bg_findings.ipynb #5c162eca
 QUANTILES = (0,.05,.15,.25,.5,.75,.85,.95,1)
 PLACES = { # side: share on the left; x (to the side), y, w, h: quantiles in cm; ranks: correlations
-    'Atelectasis': dict(side=0.5, x=(1.33,1.57,4.81,5.15,7.69,10.02,10.6,11.72,14.3), y=(-7,-2.99,-0.12,1.72,3.12,6.24,8.27,10.26,11.34),
-        w=(1.81,3.38,4.22,5.12,7.74,10.1,16.46,24.87,30.18), h=(1.08,1.62,3.1,3.61,5.29,7.49,8.77,12.73,13.16), ranks=(-0.23,0.01,-0.52,0.07,0.39,0.27)),
+    'Atelectasis': dict(side=0.5, x=(0.46,1.89,4.16,5.73,8.05,10.01,10.22,12.2,13.54), y=(-6.74,-3.26,0.01,1.85,3.44,6.35,7.27,9.25,9.83),
+        w=(2.53,3.9,4.84,5.62,7.76,11.12,15.32,22.22,27), h=(1.27,1.63,3,3.21,4.94,7.85,9.36,12.98,14.52), ranks=(-0.12,-0.04,-0.47,0.01,0.15,0.32)),
     'Cardiomegaly': dict(side=0.94, x=(0.97,1.53,2.22,2.51,3.16,6.21,6.75,7.17,8.42), y=(-5.28,-5.14,-3.42,-1.15,1.29,4.49,5.94,8.44,9.58),
         w=(7.85,8.83,11.41,14.62,16.61,17.08,17.64,22.62,28.62), h=(5.48,5.52,5.59,5.82,6.8,11.7,14.65,16.96,20.67), ranks=(0.12,-0.01,-0.2,-0.05,-0.02,0.23)),
-    'Effusion': dict(side=0.5, x=(0.4,0.53,3.7,7.23,11.63,12.98,13.79,14.86,17.13), y=(-9.05,-8.98,-6.38,-1.67,1.51,5.26,6.88,9.31,12.17),
-        w=(0.94,1.37,1.69,2.67,4.26,6.41,9.98,24.22,36.86), h=(2.26,3.28,7.21,7.58,13.43,21.48,23.5,29.62,30.44), ranks=(0.15,0.16,-0.25,-0.14,-0.12,-0.24)),
-    'Infiltrate': dict(side=0.53, x=(0.48,1.37,3.9,5.09,6.8,8.26,8.98,10.84,12.12), y=(-8.04,-5.9,-3.54,-1.95,0.77,5.56,7.56,10.44,11.92),
-        w=(3.14,4.89,6.32,7.13,8.79,15.72,19.71,31.33,32.26), h=(4.52,4.94,5.96,6.48,8.46,15.58,17.22,24.44,27.21), ranks=(0.12,-0.18,0.14,0.24,0.08,0.27)),
-    'Mass': dict(side=0.5, x=(1.49,2.15,3.35,4.49,7.49,9.84,11.75,14.41,16.71), y=(-9.62,-7.45,-5.59,-4.66,-1.81,1.57,3.56,5.19,9.17),
-        w=(1.37,2.26,3.1,3.56,4.73,8.25,10.86,18.48,23.06), h=(1.07,2.11,2.98,3.72,4.88,8.53,12.09,21.37,32.21), ranks=(0.19,0.03,0.02,0,0.02,0.68)),
-    'Nodule': dict(side=0.5, x=(1.72,3.25,5.23,6.13,8.28,10.34,11.53,13.99,16.44), y=(-12.31,-9.74,-6.33,-3.8,0.53,5.11,7.01,9.9,14.7),
-        w=(1.13,1.34,1.75,1.96,2.91,3.36,3.62,3.84,4.77), h=(0.94,1.23,1.7,1.82,2.54,3.22,3.57,3.9,4.23), ranks=(0.2,-0.06,-0.06,-0.03,-0.06,0.81)),
-    'Pneumonia': dict(side=0.52, x=(0.72,1.34,3.24,4.81,5.92,6.94,7.67,11.32,12.6), y=(-1.74,-0.86,0.54,1.38,5.31,7.68,9.21,10.14,10.32),
-        w=(4.81,6.14,7.06,7.89,9.09,14.24,19.4,32.98,37.85), h=(3.18,4.53,6.44,6.94,10.86,19.13,25.64,38.55,39.23), ranks=(-0.05,-0.15,-0.16,0.12,0.2,0.34)),
-    'Pneumothorax': dict(side=0.42, x=(2.94,5.52,6.72,7.18,10.11,12.61,14.22,16.59,16.76), y=(-17.48,-13.98,-13.22,-11.94,-8.76,-2.28,-0.62,6.04,8.9),
-        w=(0.82,1.13,1.97,2.84,5.84,10.2,11.18,16.31,20.02), h=(0.59,1.43,1.92,4.22,6.17,11.1,17.04,19.77,24.73), ranks=(0.1,-0.18,-0.08,0.17,0.38,0.24)),
+    'Effusion': dict(side=0.5, x=(0.48,0.7,1.03,3.05,8.95,12.69,14.75,15.67,16.85), y=(-8.34,-7.53,-6.97,-5.13,0.46,5.05,5.32,7.07,8.73),
+        w=(0.84,1.26,1.34,1.45,3.74,5.78,7.66,31.72,42.91), h=(1.62,1.92,4.36,5.99,8.72,22.43,29.7,37.13,41.85), ranks=(0.34,0.42,-0.36,0.38,-0.4,-0.61)),
+    'Infiltrate': dict(side=0.53, x=(0.74,0.9,2.85,4.23,5.97,8.17,8.51,10.62,11.06), y=(-8.68,-6.09,-2.05,-1.15,0.56,5.23,7.09,8.79,11.32),
+        w=(5.14,5.84,6.91,7.21,8.24,10.81,19.32,28,30.42), h=(4.27,4.88,5.58,6.26,8.05,13.01,17.13,18.76,26.26), ranks=(-0.07,-0.37,-0.23,0.24,0.03,0.5)),
+    'Mass': dict(side=0.5, x=(1.49,2.24,3.1,4.42,7.05,9.27,11.8,14.58,15.99), y=(-9.02,-6.65,-5.29,-4.67,-1.08,2.31,4.03,5.49,9.22),
+        w=(1.78,2.54,3.2,3.49,4.64,8.48,10.61,15.33,22.21), h=(1.37,2.45,2.81,3.42,4.77,7.75,10.71,22.08,29.82), ranks=(0.23,0.11,-0.06,0.08,-0.02,0.71)),
+    'Nodule': dict(side=0.5, x=(1.73,3.33,5.29,6.25,8.48,10.42,11.84,13.93,16.42), y=(-12.48,-9.84,-6.64,-4.34,0.43,4.66,6.54,8.98,14.71),
+        w=(1.18,1.34,1.72,1.85,2.87,3.4,3.66,3.8,4.54), h=(0.98,1.23,1.7,1.8,2.54,3.21,3.58,3.9,4.18), ranks=(0.21,0,0,0,-0.01,0.86)),
+    'Pneumonia': dict(side=0.52, x=(1.12,2.62,4.28,5.28,6.51,8.11,8.5,10.29,10.43), y=(-4.59,-2.62,0.84,1.64,4.63,7.59,10.34,11.39,13.18),
+        w=(4.44,5,7.11,7.91,8.63,16.17,25.69,33.27,35.28), h=(4.35,5.2,5.8,7.33,10.94,18.43,21.45,28.89,30.95), ranks=(0.26,-0.07,0.14,0.33,0.42,0.56)),
+    'Pneumothorax': dict(side=0.42, x=(2.94,5.44,6.7,7.09,10.12,12.66,14.07,16.6,16.77), y=(-17.68,-14.03,-13.35,-12.05,-8.86,-2.31,-0.59,5.95,8.99),
+        w=(0.83,1.17,2.02,2.86,5.97,10.39,11.27,16.39,19.98), h=(0.57,1.49,1.9,4.32,6.18,11.16,16.88,19.51,24.34), ranks=(0.11,-0.19,-0.07,0.19,0.41,0.29)),
 }
 
 def draw_place(name:str, # of a finding

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'FINE', 'View', 'Beam', 'window', 'length', 'overlap', 'uncovered', 'root_', 'ellipsoid', 'chord', 'profile',
-           'tabled', 'finer', 'lookup', 'enlarge', 'round_solid', 'deposit', 'spots', 'tubes', 'blur']
+           'tabled', 'finer', 'lookup', 'resized', 'round_solid', 'deposit', 'spots', 'tubes', 'blur']
 
 # %% ../nbs/00bc_projection.ipynb #3fa05a3c
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from types import SimpleNamespace
 
 import cv2
@@ -211,12 +211,16 @@ def chord(beam, centre, axes, turn=None)->torch.Tensor: # as above; (B, H, W) cm
 LEVELS = np.linspace(-30, 30, 241) # heights at which profiles are tabulated, cm
 
 # %% ../nbs/00bc_projection.ipynb #25c7e03b
+@lru_cache(16)
+def _pchip(ys, *values): return PchipInterpolator(ys, np.stack(values, 1))
+
 def profile(ys, # heights, rising, cm
             *values, # C of them: as many as heights each, or one number
+            scale:float=1., # of the heights: the same curves, stretched
            )->np.ndarray: # (C, 241) float32
     "Curves over the height through measured values, monotone from one to the next"
-    v = np.stack([np.broadcast_to(o, len(ys)) for o in values], 1)
-    return np.ascontiguousarray(PchipInterpolator(ys, v)(np.clip(LEVELS, ys[0], ys[-1])).T, dtype=np.float32)
+    f = _pchip(*(tuple(np.broadcast_to(np.asarray(o, float), len(ys)).tolist()) for o in (ys, *values)))
+    return np.ascontiguousarray(f(np.clip(LEVELS/scale, ys[0], ys[-1])).T, dtype=np.float32)
 
 # %% ../nbs/00bc_projection.ipynb #978d3d7e
 def tabled(t, # (C, 241) numpy
@@ -262,13 +266,22 @@ def _sheets(beam, t, square, grow): # middle in z and square of the half depth (
     r = root_(q.clamp_(min=0))
     return *sheet(c-r), *sheet(c+r)
 
-def enlarge(maps, # (B, H, W)
+@lru_cache(16)
+def _shares(n, size): # (size, n): how much of each large pixel each of the small ones is
+    e,p = np.arange(size+1)*n/size,np.arange(n)
+    return torch.from_numpy(((np.minimum(e[1:,None], p+1)-np.maximum(e[:-1,None], p)).clip(0)*size/n).astype(np.float32))
+
+def resized(maps, # (B, H, W)
             size:int, # pixels a side
+            how:str='bilinear', # 'bicubic'; 'area': averages, to make pictures smaller
            )->torch.Tensor: # (B, size, size)
-    "Pictures with more pixels, linear between the old ones; on a CPU by OpenCV, to the same numbers in a quarter of the time"
-    if maps.device.type != 'cpu': return F.interpolate(maps[:,None], size=(size,size), mode='bilinear', align_corners=False)[:,0]
-    out = torch.empty(len(maps), size, size)
-    for i,o in zip(maps, out): cv2.resize(i.contiguous().numpy(), (size,size), dst=o.numpy())
+    "Pictures with more or fewer pixels; on a CPU by OpenCV, to the same numbers in a quarter of the time"
+    if maps.device.type != 'cpu':
+        if how != 'area': return F.interpolate(maps[:,None], size=(size,size), mode=how, align_corners=False)[:,0]
+        w = _shares(maps.shape[-1], size).to(maps.device)  # torch's own takes whole pixels
+        return w @ maps @ w.T
+    out,flag = torch.empty(len(maps), size, size),{'bilinear': cv2.INTER_LINEAR, 'bicubic': cv2.INTER_CUBIC, 'area': cv2.INTER_AREA}[how]
+    for i,o in zip(maps, out): cv2.resize(i.contiguous().numpy(), (size,size), dst=o.numpy(), interpolation=flag)
     return out
 
 def round_solid(beam,
@@ -279,7 +292,7 @@ def round_solid(beam,
                )->tuple:
     "Interval of each ray in a solid with round cross sections"
     s = _sheets(coarse or beam, t, square, grow)
-    c1,q1,c2,q2 = (o if o.shape[1]==1 else enlarge(o, beam.size) for o in s) if coarse else s
+    c1,q1,c2,q2 = (o if o.shape[1]==1 else resized(o, beam.size) for o in s) if coarse else s
     return c1-root_(q1.clamp_(min=0)), c2+root_(q2.clamp_(min=0))
 
 # %% ../nbs/00bc_projection.ipynb #660294af
@@ -352,10 +365,13 @@ def blur(im, # (B, H, W)
     "Gaussian blur; beyond its edge the picture goes on as it ends"
     if sigma < .15: return im
     r = max(1, math.ceil(2.5*sigma))
-    k = np.exp(-.5*(np.arange(r+1)/sigma)**2)
-    k = (k/(2*k.sum()-k[0])).tolist()
-    for d,pad in ((2,(r,r,0,0)), (1,(0,0,r,r))):
+    k = np.exp(-.5*(np.arange(-r, r+1)/sigma)**2)
+    k = (k/k.sum()).astype(np.float32)
+    if im.device.type == 'cpu':
+        out = torch.empty(im.shape)
+        for i,o in zip(im, out): cv2.sepFilter2D(i.contiguous().numpy(), -1, k, k, dst=o.numpy(), borderType=cv2.BORDER_REPLICATE)
+        return out
+    for d,pad in ((2,(r,r,0,0)), (1,(0,0,r,r))):           # no convolution: a GPU's may have ten bits only (TF32)
         p,n = F.pad(im[:,None], pad, mode='replicate')[:,0], im.shape[d]
-        im = p.narrow(d, r, n)*k[0]
-        for i in range(1, r+1): im.add_(p.narrow(d, r-i, n), alpha=k[i]).add_(p.narrow(d, r+i, n), alpha=k[i])
+        im = sum(p.narrow(d, i, n)*w for i,w in enumerate(k.tolist()))
     return im

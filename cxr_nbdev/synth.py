@@ -237,7 +237,7 @@ def draw_study(s:dict, # from `plan_studies`
     return draw_films([study_setup(s, difficulty)], size)[0][:2]
 
 # %% ../nbs/00c_synth.ipynb #3f37e54e
-VERSION = 6 # of the generator; other pixels or boxes need another number
+VERSION = 7 # of the generator; other pixels or boxes need another number
 BOX_HEADER = 'Image Index,Finding Label,Bbox [x,y,w,h],,,'
 LABEL_HEADER = ('Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,'
                 'OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]')

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
-from .projection import Beam, View, blur, chord, deposit, ellipsoid, enlarge, length, overlap, profile, root_, round_solid, spots, tabled, tubes, uncovered, window, LEVELS
+from .projection import Beam, View, blur, chord, deposit, ellipsoid, length, overlap, profile, resized, root_, round_solid, spots, tabled, tubes, uncovered, window, LEVELS
 
 # %% ../nbs/00bd_thorax.ipynb #d33d5c31
 SOFT,LUNG,BONE = .205,.055,.40 # 1/cm at 60 keV: muscle and blood; inflated lung; what compact bone absorbs more than soft tissue
@@ -73,8 +73,9 @@ class Posture:
 # %% ../nbs/00bd_thorax.ipynb #b1e5dd90
 @lru_cache(16)
 def _cavity(s, W, H): # the same at every visit
-    return profile(s*np.array([-13.6,-13.2,-12.3,-10.5,-8,-4,1,6,11,16]), W*np.array([.02,.30,.50,.665,.79,.90,.965,1,1.01,.98]),
-                   H*np.array([.02,.2,.36,.56,.73,.88,.97,1,1,.97]), s*np.array([-3.2,-3.2,-2.8,-2.2,-1.4,-.6,0,.1,0,-.2]), 0.)
+    t = profile([-13.6,-13.2,-12.3,-10.5,-8,-4,1,6,11,16], [.02,.30,.50,.665,.79,.90,.965,1,1.01,.98],
+                [.02,.2,.36,.56,.73,.88,.97,1,1,.97], [-3.2,-3.2,-2.8,-2.2,-1.4,-.6,0,.1,0,-.2], 0., scale=s)
+    return t*np.array([[W],[H],[s],[1]], np.float32)
 
 @lru_cache(16)
 def _trunk(s, W, H, fat):
@@ -84,9 +85,9 @@ def _trunk(s, W, H, fat):
 
 @lru_cache(16)
 def _middle(s, H, fat, old, spine): # and how far each level goes with a shift
-    half = s*np.array([4.2,3.3,2.75,2.5,2.6,2.5,2.2,2.1,2.1])*(.88+.16*old+.035*fat)
-    return profile(s*np.array([-16,-13,-11,-8,-5.5,-3,0,5,12]), half, H/9.3*np.array([9.,9,8.,7.,6.,4.8,3.4,2.7,2.6]), s*np.array([-.5,-.5,-.6,-.8,-1.4,-2.6,-4.4,-5.6,-5.8]),
-                   s*np.array([0,0,0,.15,.2,.1,0,0,0])+.3*spine, [.1,.3,.5,.7,.9,1,1,1,.8])
+    t = profile([-16,-13,-11,-8,-5.5,-3,0,5,12], [4.2,3.3,2.75,2.5,2.6,2.5,2.2,2.1,2.1], [9.,9,8.,7.,6.,4.8,3.4,2.7,2.6], [-.5,-.5,-.6,-.8,-1.4,-2.6,-4.4,-5.6,-5.8],
+                [0,0,0,.15,.2,.1,0,0,0], [.1,.3,.5,.7,.9,1,1,1,.8], scale=s)
+    return t*np.array([[s*(.88+.16*old+.035*fat)],[H/9.3],[s],[s],[1]], np.float32)+np.array([[0],[0],[0],[.3*spine],[0]], np.float32)
 
 def outlines(an:Anatomy,
              po:Posture,
@@ -225,7 +226,7 @@ def under_diaphragm(beam,
     o = (x-xc).mul_(xc.sign())
     o = torch.maximum(o, -.55*o).square_()                 # flatter towards the middle
     floor = top.addcmul_(o*.043, 1+.024*o)
-    if coarse: floor = enlarge(floor, beam.size)
+    if coarse: floor = resized(floor, beam.size)
     r = root_((beam.xy(1.)[1]-floor).mul_(20).clamp_(min=0))
     return floor, (1-r, 1+r)
 

@@ -17,6 +17,7 @@ COPIED = ("nbs", "configs", "cxr_nbdev", "settings.ini", "setup.py", "pyproject.
 # One thread a process: the tests run side by side, and threads that wait for each other cost more than they bring.
 ENV = {"OMP_NUM_THREADS": "1", "NO_ALBUMENTATIONS_UPDATE": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "HF_HUB_OFFLINE": "1",
        "JUPYTER_PREFER_ENV_PATH": "1", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+os.environ["OMP_NUM_THREADS"] = "1"  # of what is computed in these processes too; torch reads it when it is imported
 
 
 def pytest_addoption(parser):
