@@ -27,7 +27,7 @@ with runs_in(home):
 def load(path): return json.loads(path.read_text(encoding="utf-8"))
 
 
-def test_ladder(start):
+def test_ladder(start, request):
     "One training is looked at in three ways, a vote trains nothing; the record has floor, steps and differences."
     here = start.folder
     start([*LINE.split(), *STEPS])
@@ -42,5 +42,6 @@ def test_ladder(start):
     assert all(len(r["results"][k]["ap_50"]) == len(r["classes"]) and r["results"][k]["map_30_ci"] for k in r["steps"])
     assert "`core`: " in text and str(here) not in json.dumps(book) + json.dumps(r)
     assert r["reader_ceiling"] == {}                                                         # nobody has read drawn films twice
+    if not request.config.getoption("--slow"): return
     start(["python", "-c", ALONE])                                                            # a process like the notebook's: another number of threads gives other last digits
     assert load(here/"runs/rungs/alone/last/predictions.json") == load(here/"runs/rungs/ema_f0_s1/raw/predictions.json"), "averaging has touched the training"

@@ -106,6 +106,7 @@ def honest(data, plain):
     return data
 
 
+@pytest.mark.slow
 def test_implanted_run(runs, asked, originals, implanted, monkeypatch):
     "Nothing but `data` and `data_root` as 00cb says them: the record counts, the split is found again, and both ways of evaluating take the same images."
     from cxr_nbdev.config import EvalConfig, TrainConfig
