@@ -249,23 +249,7 @@ def lookup(t, # (B, C, 7681) tables, as `finer` gives
     if B > 1: i += torch.arange(B, dtype=torch.int32, device=y.device)[:,None,None]*n
     return t.transpose(0,1).reshape(C,-1).index_select(1, i.reshape(-1)).reshape(C, *y.shape).transpose(0,1)
 
-# %% ../nbs/00bc_projection.ipynb #1dcdc2fe
-def _sheets(beam, t, square, grow): # middle in z and square of the half depth (below 0: beside the solid), where a ray enters and where it leaves
-    curved = [i for i in range(4) if (t[:,i] != t[:,i,:1]).any()]                # a curve that is one number needs no table
-    fine = finer(t[:,curved]) if curved else None
-    def sheet(z):
-        (x,y),at = beam.xy(z), list(t[:,:,0,None,None].unbind(1))
-        if curved:
-            for i,o in zip(curved, lookup(fine, y).unbind(1)): at[i] = o
-        w,h,c,m = at
-        if grow: w,h = w+grow, h+grow
-        u = (x-m).div_(w.clamp(min=1e-3)).square_().clamp_(max=2)
-        bent = (u*square).add_(1-square).mul_(u)
-        return c, bent.neg_().add_(1).mul_(h).mul_(h)
-    c,q = sheet(0.)
-    r = root_(q.clamp_(min=0))
-    return *sheet(c-r), *sheet(c+r)
-
+# %% ../nbs/00bc_projection.ipynb #c1b0a00c
 @lru_cache(16)
 def _shares(n, size): # (size, n): how much of each large pixel each of the small ones is
     e,p = np.arange(size+1)*n/size,np.arange(n)
@@ -283,6 +267,23 @@ def resized(maps, # (B, H, W)
     out,flag = torch.empty(len(maps), size, size),{'bilinear': cv2.INTER_LINEAR, 'bicubic': cv2.INTER_CUBIC, 'area': cv2.INTER_AREA}[how]
     for i,o in zip(maps, out): cv2.resize(i.contiguous().numpy(), (size,size), dst=o.numpy(), interpolation=flag)
     return out
+
+# %% ../nbs/00bc_projection.ipynb #1dcdc2fe
+def _sheets(beam, t, square, grow): # middle in z and square of the half depth (below 0: beside the solid), where a ray enters and where it leaves
+    curved = [i for i in range(4) if (t[:,i] != t[:,i,:1]).any()]                # a curve that is one number needs no table
+    fine = finer(t[:,curved]) if curved else None
+    def sheet(z):
+        (x,y),at = beam.xy(z), list(t[:,:,0,None,None].unbind(1))
+        if curved:
+            for i,o in zip(curved, lookup(fine, y).unbind(1)): at[i] = o
+        w,h,c,m = at
+        if grow: w,h = w+grow, h+grow
+        u = (x-m).div_(w.clamp(min=1e-3)).square_().clamp_(max=2)
+        bent = (u*square).add_(1-square).mul_(u)
+        return c, bent.neg_().add_(1).mul_(h).mul_(h)
+    c,q = sheet(0.)
+    r = root_(q.clamp_(min=0))
+    return *sheet(c-r), *sheet(c+r)
 
 def round_solid(beam,
                 t, # (B, 4, 241): half width, half depth, middle in z, middle in x, cm
