@@ -158,7 +158,7 @@ def _meniscus(c, b, side, box): # fluid under a paraboloid of lung, cm
     s,floor = b.an.size,float(b.dome[int(side>0),1])
     inner,top = 2.6*s, min(y-h/2, floor+2.2*s)
     a = b.an.width-inner
-    q = max(0., 1-w/a)**2
+    q = max(0., 1-w/a)**2+.08                              # there as much of a ray lies in fluid as in lung
     low = float(np.clip((floor+.3-q*top)/(1-q) if q < .95 else floor+15*s, top+1.2, floor+15*s))  # where a paraboloid as wide as that would end
     g = ((low-c.y)/(low-top)).clamp(min=0)-((c.x*side-inner)/a).clamp(min=0)**2
     r = 13.*g.clamp(min=0).sqrt()
@@ -172,13 +172,13 @@ def effusion(ch, k, rng, box, strength):
     b,side = ch.bodies[k],1. if x > 0 else -1.
     c = ch.part(k, side*8, 1, 17, 30)
     here = torch.sigmoid(c.x*side/.15)
-    if ch.beam.views[k].view=='AP' and rng.random() < .35:
+    if ch.beam.views[k].view=='AP' and rng.random() < .2:
         z = c.cavity[0]+min(.8,.25+.02*h)*(c.cavity[1]-c.cavity[0])*torch.sigmoid(c.y-y+h/2)
         fluid = c.free((c.cavity[0], torch.minimum(z, c.cavity[1])))*here
     else: fluid = _meniscus(c, b, side, box)*here
     c.extra += strength*MORE*fluid
     c.marks *= 1-share(fluid, c)*here
-    return c, blur(fluid/c.room.clamp(min=1.)*torch.sigmoid((c.floor+.8-c.y)/.2), .12*ch.size/40)
+    return c, blur(fluid/c.room.clamp(min=1.)*torch.sigmoid((c.floor-.5-c.y)/.2), .12*ch.size/40)
 
 # %% ../nbs/00bg_findings.ipynb #cc4afe95
 def shrunk(c:Chest, b:Body, # a part and its body
@@ -307,8 +307,8 @@ PLACES = { # side: share on the left; x (to the side), y, w, h: quantiles in cm;
         w=(2.53,3.9,4.84,5.62,7.76,11.12,15.32,22.22,27), h=(1.27,1.63,3,3.21,4.94,7.85,9.36,12.98,14.52), ranks=(-0.12,-0.04,-0.47,0.01,0.15,0.32)),
     'Cardiomegaly': dict(side=0.94, x=(0.97,1.53,2.22,2.51,3.16,6.21,6.75,7.17,8.42), y=(-5.28,-5.14,-3.42,-1.15,1.29,4.49,5.94,8.44,9.58),
         w=(7.85,8.83,11.41,14.62,16.61,17.08,17.64,22.62,28.62), h=(5.48,5.52,5.59,5.82,6.8,11.7,14.65,16.96,20.67), ranks=(0.12,-0.01,-0.2,-0.05,-0.02,0.23)),
-    'Effusion': dict(side=0.5, x=(0.48,0.7,1.03,3.05,8.95,12.69,14.75,15.67,16.85), y=(-8.34,-7.53,-6.97,-5.13,0.46,5.05,5.32,7.07,8.73),
-        w=(0.84,1.26,1.34,1.45,3.74,5.78,7.66,31.72,42.91), h=(1.62,1.92,4.36,5.99,8.72,22.43,29.7,37.13,41.85), ranks=(0.34,0.42,-0.36,0.38,-0.4,-0.61)),
+    'Effusion': dict(side=0.5, x=(1.03,1.88,7.12,8.45,10.91,12.13,13.76,14.55,14.86), y=(-8.35,-8.12,-6.48,-1.99,1.26,6.01,7.12,9.83,10.13),
+        w=(1.17,1.2,3.96,5.26,7.25,8.22,10,24.84,25.18), h=(2.09,2.2,5.32,7.4,10.19,24.3,28.12,33.71,36.07), ranks=(-0.12,-0.07,-0.01,0.04,-0.71,0.11)),
     'Infiltrate': dict(side=0.53, x=(0.74,0.9,2.85,4.23,5.97,8.17,8.51,10.62,11.06), y=(-8.68,-6.09,-2.05,-1.15,0.56,5.23,7.09,8.79,11.32),
         w=(5.14,5.84,6.91,7.21,8.24,10.81,19.32,28,30.42), h=(4.27,4.88,5.58,6.26,8.05,13.01,17.13,18.76,26.26), ranks=(-0.07,-0.37,-0.23,0.24,0.03,0.5)),
     'Mass': dict(side=0.5, x=(1.49,2.24,3.1,4.42,7.05,9.27,11.8,14.58,15.99), y=(-9.02,-6.65,-5.29,-4.67,-1.08,2.31,4.03,5.49,9.22),
