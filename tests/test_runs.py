@@ -246,7 +246,7 @@ def test_settings(runs, tiny_set, monkeypatch, name):
     from functools import partial
     import torch
     from cxr_nbdev.finders import find_batch_size, find_lr
-    monkeypatch.setattr("cxr_nbdev.train.lr_range_test", partial(find_lr, steps=15))
+    monkeypatch.setattr("cxr_nbdev.train.lr_range_test", partial(find_lr, steps=30))
     monkeypatch.setattr("cxr_nbdev.train.try_batch_sizes", partial(find_batch_size, largest=4))
     train(TrainConfig(**{"run": name, "data": "synthetic", "data_root": str(tiny_set), "image_size": 128, "epochs": 1, "batch_size": 4, "accelerator": "cpu", **SETTINGS[name]}))
     config, n = load(runs/name/"config.json"), (runs/name/"history.csv").read_text().count("\n")-1

@@ -73,7 +73,7 @@ def calls(folder): return [json.loads(line) for line in (folder/"calls.txt").rea
 def test_make_run(fake_tools):
     "The two lines that the README promises, and where the results are."
     out = run(["make", "run"], cwd=fake_tools).stdout
-    assert calls(fake_tools)[:2] == ["nbs/04_train.ipynb runs/demo.ipynb -p data synthetic".split(), "nbs/05_eval.ipynb runs/demo_eval.ipynb -p run demo".split()]
+    assert calls(fake_tools)[:2] == ["nbs/04_train.ipynb runs/demo.ipynb -p data synthetic -p image_size 128 -p epochs 24".split(), "nbs/05_eval.ipynb runs/demo_eval.ipynb -p run demo".split()]
     assert "mAP@0.5  0.310" in out and "0.050" in out and "not defined" in out and "runs/demo.html" in out and "not for clinical use" in out
 
 
@@ -89,7 +89,7 @@ def test_make_run_replaces_only_its_own(fake_tools):
         (fake_tools/f"runs/{name}.ipynb").touch()
     run(["make", "run"], cwd=fake_tools, env={"DATA_ROOT": "/elsewhere", "DATA": "other"})
     assert not (fake_tools/"runs/demo/old.txt").exists() and (fake_tools/"runs/demo2/old.txt").exists() and (fake_tools/"runs/demo2.ipynb").exists()
-    assert calls(fake_tools)[0][-3:] == ["-p", "data", "synthetic"], "variables of the environment are not the user's wish"
+    assert calls(fake_tools)[0][2:5] == ["-p", "data", "synthetic"] and "/elsewhere" not in calls(fake_tools)[0], "variables of the environment are not the user's wish"
 
 
 def test_second_make_installs_nothing(fake_tools):
