@@ -7,7 +7,7 @@ DATA = synthetic
 DATA_ROOT =
 ARGS =
 # Of the synthetic images a small size and many epochs: the default 8 epochs at 256 pixels take about as long on a CPU and teach less
-DEMO = $(if $(filter synthetic,$(DATA)),-p image_size 128 -p epochs 24)
+DEMO = $(if $(filter synthetic,$(DATA)),-p image_size 128 -p epochs 20)
 # Processes that `make test` uses; one more than the two cores, since each of them waits now and then
 WORKERS = 3
 

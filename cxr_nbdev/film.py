@@ -65,7 +65,7 @@ def quantile(x, # tensor
     return float(np.partition(v, k)[k])
 
 # %% ../nbs/00bf_film.ipynb #13f7c04f
-RESPONSE = (.93,.91,1.72,.6,.66,.87,.83,.76,1.04,.94,.98,.86,.78,1.01,.94,.85) # gain of the film's chain in 16 bands from 1 to 100 cycles a picture
+RESPONSE = (.97,.87,1.73,.57,.7,.85,.84,.76,1.03,.93,.99,.85,.77,1.01,.92,.85) # gain of the film's chain in 16 bands from 1 to 100 cycles a picture
 
 @lru_cache
 def _gains(gains, n): # (n, n//2+1): the gain of each frequency

@@ -52,14 +52,17 @@ SEEN_AP = dict(Atelectasis=.48, Cardiomegaly=.51, Effusion=.46, Infiltrate=.67, 
 
 def draw_view(rng, # numpy Generator
               view:str='PA', # 'PA' or 'AP'
+              patient:Anatomy=Anatomy(), # whose breadth and height the field of a PA film follows
              )->tuple: # View, Posture
     "How the film is taken, and how the patient stands or lies"
     u,n = rng.uniform,rng.normal
     if view=='AP':
         W,H = (41.2,35.) if rng.random() < .93 else (34.,42.5)
-        return (View('AP', W, H, x=n(0,.9), y=n(.6,1.4), distance=u(100,125), gap=u(11.5,14.5), turn=n(0,.05), lean=n(.04,.08), tilt=n(0,.035)),
+        return (View('AP', W, H, x=n(0,1.6), y=n(.2,2.2), distance=u(100,125), gap=u(11.5,14.5), turn=n(0,.05), lean=n(.04,.08), tilt=n(0,.035)),
                 Posture(breath=float(np.clip(n(.45,.35),-.4,1.2)), arms=float(u(.6,1))))
-    W,H = ((43,43),(34.6,42.5),(42.5,34.6),(u(35,43),u(36,43)))[int(rng.choice(4, p=[.42,.08,.08,.42]))]
+    broad,tall,kind = patient.width/13,patient.size/.98,rng.choice(3, p=[.42,.16,.42])
+    across = (42.5,34.6) if n(broad,.03) > 1 else (34.6,42.5)                              # a cassette is laid across for a broad patient
+    W,H = ((43,43), across, (float(np.clip(39*n(broad,.03),34,43)), float(np.clip(39.5*n(tall,.04),35,43))))[kind]
     return (View('PA', .96*W, 1.02*H, x=n(0,.6), y=n(.8,1.1), gap=u(11,13.5), turn=n(0,.03), lean=n(0,.03), tilt=n(0,.018)),
             Posture(breath=float(np.clip(n(.85,.28),0,1.3)), arms=float(np.clip(n(.15,.15),0,.6))))
 
@@ -106,8 +109,9 @@ def set_up(
     seeds = _finding_seeds(drawn if findings is None else findings, seed)
     bedside = np.mean([SEEN_AP[f] for f in seeds]) if seeds else .47
     drawn = 'AP' if rng.random() < bedside else 'PA'
-    v,po = draw_view(rng, view or drawn)
-    an,look = patient or an,draw_look(rng, v.view)
+    an = patient or an
+    v,po = draw_view(rng, view or drawn, an)
+    look = draw_look(rng, v.view)
     seeds = {f: [int(o) for o in np.atleast_1d(seeds[f])] for f in ORDER if f in seeds}
     places = {f: (places or {}).get(f) or draw_place(f, np.random.default_rng([*s, 1])) for f,s in seeds.items()}
     least = {'Nodule': min(level.least, 3.)}
@@ -237,7 +241,7 @@ def draw_study(s:dict, # from `plan_studies`
     return draw_films([study_setup(s, difficulty)], size)[0][:2]
 
 # %% ../nbs/00c_synth.ipynb #3f37e54e
-VERSION = 7 # of the generator; other pixels or boxes need another number
+VERSION = 8 # of the generator; other pixels or boxes need another number
 BOX_HEADER = 'Image Index,Finding Label,Bbox [x,y,w,h],,,'
 LABEL_HEADER = ('Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,'
                 'OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]')

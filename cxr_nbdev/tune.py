@@ -146,16 +146,13 @@ def _enough(name, *tables): # checked
         if missing := [k for k in SIDES if k not in t]: raise ValueError(f"{name}: the table of boxes has no column {', '.join(missing)}: expected one as box_table(tables) gives it")
         if len(t) < 10: raise ValueError(f"{name}: {len(t)} boxes are too few, expected at least 10: leave it out by findings=[...], and its places stay as they are")
 
-def _halfway(a, b): # entries of `PLACES`
-    return _spread([np.add(a[k], b[k])/2 for k in SIDES], a['side'], np.add(a['ranks'], b['ranks'])/2)
-
 # %% ../nbs/00cc_tune.ipynb #cc000064
 def fit_place(name:str, # of a finding
               position:pd.DataFrame, # its real boxes (`box_table`); x and y count, and w and h unless there are `sizes`
               sizes:pd.DataFrame=None, # real boxes whose w and h count; None: the same
               n:int=400, # draws in each round
-              rounds:int=5,
-              broad:float=.3, # share of the draws that come from a wider range, in the first round twice that
+              rounds:int=8,
+              broad:float=.6, # share of the first round's draws that come from a wider range; half of it in each further one, none from the fourth on
               per:int=3, # real boxes in a bin
               size:int=128, # pixels a side at which boxes are found
               seed:int=0,
@@ -164,18 +161,17 @@ def fit_place(name:str, # of a finding
     sizes = position if sizes is None else sizes
     _enough(name, position, sizes)
     real = (fold(position),)*2 if sizes is position else (fold(position), fold(sizes))
-    tried, off, now, best = [], [], first_guess(position, sizes), 0
+    tried, off, now = [], [], first_guess(position, sizes)
     for r in range(rounds+1):
         tried.append(now)
-        d = draw_boxes(name, now, n, [seed, r], tried[0], (broad if r else 2*broad)*(r < rounds), size)
+        d = draw_boxes(name, now, n, [seed, r], tried[0], broad*.5**r*(r < min(rounds, 3)), size)
         off.append(box_distances(d[~d.broad], position, sizes))
-        rms = [np.sqrt(np.mean(np.square([*o.values()]))) for o in off]
-        if r and rms[r] >= min(rms[:r]): now = _halfway(tried[best], now)
-        else:
-            best = r
-            w = rake(*demands(fold(d), *real, per), np.where(d.broad, .3, 1))
-            now = spread(d[['px', 'py', 'pw', 'ph']].to_numpy(), w, now['side'])
-    return tried[best], pd.DataFrame(off).assign(rms=rms, kept=[r == best for r in range(rounds+1)]).rename_axis('round')
+        w = rake(*demands(fold(d), *real, per), np.where(d.broad, .3, 1))
+        now = spread(d[['px', 'py', 'pw', 'ph']].to_numpy(), w, now['side'])
+    t = pd.DataFrame(off).rename_axis('round')
+    t['rms'] = (t**2).mean(axis=1)**.5
+    best = int(t.rms.argmin())
+    return tried[best], t.assign(kept=t.index == best)
 
 # %% ../nbs/00cc_tune.ipynb #cc000065
 def fit_places(boxes:pd.DataFrame, # real boxes of any source, by `box_table`
