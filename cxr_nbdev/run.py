@@ -9,12 +9,14 @@ __all__ = ['MAY_DIFFER', 'FOUND', 'papermill_output', 'run_name', 'runs_dir', 'l
 
 # %% ../nbs/03h_run.ipynb #e6caf8f5
 import dataclasses, datetime, json, math, os, platform, re, subprocess
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 import psutil
+from filelock import FileLock
 
 from .config import BEFORE, TrainConfig
 from .data import near, project_root
@@ -186,8 +188,9 @@ def mlflow_logger(run:Run, # its name is the run's name in MLflow
     home = runs_dir()
     home.mkdir(parents=True, exist_ok=True)
     uri, files = (tracking_uri, None) if tracking_uri else (f"sqlite:///{(home/'mlflow.db').resolve()}", str((home/"mlflow_files").resolve()))
+    turns = nullcontext() if tracking_uri else FileLock(home/".mlflow.lock") # runs that start at once must not all make the file
     try:
-        with quiet_lightning("mlflow", "alembic"):
+        with quiet_lightning("mlflow", "alembic"), turns:
             logger = MLFlowLogger("cxr_nbdev", run_name=run.name, run_id=run_id, tracking_uri=uri, artifact_location=files)
             logger.run_id # asks the store
     except Exception as e:

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -372,6 +373,28 @@ def test_boxes_alone(tmp_path, runs):
     metrics = train(TrainConfig(run="two", data_root=str(root), image_size=128, epochs=1, batch_size=6, accelerator="cpu"), show=said.append)
     assert load(runs/"two/config.json")["labels"] == "boxes" and (metrics["n_train_patients"], metrics["n_val_patients"]) == (1, 1)
     assert "absent" in said[0]
+
+
+@pytest.mark.slow
+def test_runs_that_start_at_once(tmp_path):
+    "Three first runs of a folder make one MLflow file, and all are in it."
+    code = """
+import sys, time
+from pathlib import Path
+from cxr_nbdev.run import Run, mlflow_logger
+import mlflow.store.tracking.sqlalchemy_store, pytorch_lightning.loggers
+home, name = Path(sys.argv[1]), sys.argv[2]
+(home/name).mkdir()
+while sum(o.is_dir() for o in home.iterdir()) < 3: time.sleep(.005) # until all of them are ready
+mlflow_logger(Run(name, home/name))
+"""
+    env = {**os.environ, "CXR_RUNS": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    started = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), n], env=env, stderr=subprocess.PIPE, text=True) for n in "abc"]
+    said = [p.communicate(timeout=120)[1] for p in started]
+    assert not any(p.returncode for p in started), "\n".join(said)
+    import mlflow
+    logged = mlflow.MlflowClient(f"sqlite:///{tmp_path/'mlflow.db'}").search_runs(["1"])
+    assert {o.info.run_name for o in logged} == set("abc")
 
 
 @pytest.mark.slow
