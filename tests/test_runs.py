@@ -390,7 +390,7 @@ mlflow_logger(Run(name, home/name))
 """
     env = {**os.environ, "CXR_RUNS": str(tmp_path), "PYTHONPATH": str(ROOT)}
     started = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), n], env=env, stderr=subprocess.PIPE, text=True) for n in "abc"]
-    said = [p.communicate(timeout=120)[1] for p in started]
+    said = [p.communicate(timeout=600)[1] for p in started]
     assert not any(p.returncode for p in started), "\n".join(said)
     import mlflow
     logged = mlflow.MlflowClient(f"sqlite:///{tmp_path/'mlflow.db'}").search_runs(["1"])
