@@ -64,7 +64,8 @@ def test_the_line(start, tiny_set):
     assert result["val"]["blind_floor"]["map_50"] == metrics["val"]["blind_floor"]["map_50"]
     assert {"localization", "image_level", "operating_points", "calibration", "errors", "subgroups"} <= set(result)
     page = (here/"runs/exp1/report.html").read_text()
-    assert "not for clinical use" in page and "http" not in page.replace("http://www.w3.org", "") and page.count("<img") > 10
+    words = re.sub(r"base64,[\w+/=]+", "", page).replace("http://www.w3.org", "") # the letters of a picture may spell anything
+    assert "not for clinical use" in page and "http" not in words and page.count("<img") > 10
     assert start(line, env, ok=False).text.count("-p resume True")
     assert sorted(o.name for o in here.iterdir() if o.name in ("outputs", "multirun", "mlruns", "lightning_logs", "1")) == []
 
