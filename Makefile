@@ -6,8 +6,8 @@ PYTHON ?=
 DATA = synthetic
 DATA_ROOT =
 ARGS =
-# Many small synthetic images: the default 400 at 256 pixels for 8 epochs take about as long on a CPU and teach less
-DEMO = $(if $(filter synthetic,$(DATA)),-p data_options n=800+size=128 -p image_size 128 -p anchor_scale 2 -p augment light -p lr 6e-3 -p epochs 9)
+# Many small synthetic images (or those of a folder that is given): the default 400 at 256 pixels for 8 epochs take about as long on a CPU and teach less
+DEMO = $(if $(filter synthetic,$(DATA)),$(if $(DATA_ROOT)$(CXR_SYNTHETIC_ROOT),,-p data_options n=800+size=128) -p image_size 128 -p anchor_scale 2 -p augment light -p lr 6e-3 -p epochs 9)
 # Processes that `make test` uses; one more than the two cores, since each of them waits now and then
 WORKERS = 3
 

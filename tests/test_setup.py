@@ -82,6 +82,15 @@ def test_make_run_on_own_images(fake_tools):
     assert calls(fake_tools)[0][2:] == ["-p", "data", "nih", "-r", "data_root", "/my images/it's here", "-p", "epochs", "2"]
 
 
+def test_make_run_on_a_drawn_folder(fake_tools):
+    "How many films of which size there are, the folder says."
+    run(["make", "run", "DATA_ROOT=/my films"], cwd=fake_tools)
+    assert calls(fake_tools)[0][2:] == "-p data synthetic -p image_size 128 -p anchor_scale 2 -p augment light -p lr 6e-3 -p epochs 9 -r data_root".split()+["/my films"]
+    run(["make", "run"], cwd=fake_tools, env={"CXR_SYNTHETIC_ROOT": "/elsewhere"})
+    *_, second = (o for o in calls(fake_tools) if o[0] == "nbs/04_train.ipynb")
+    assert second == "nbs/04_train.ipynb runs/demo.ipynb -p data synthetic -p image_size 128 -p anchor_scale 2 -p augment light -p lr 6e-3 -p epochs 9".split()
+
+
 def test_make_run_replaces_only_its_own(fake_tools):
     for name in ("demo", "demo2"):
         (fake_tools/"runs"/name).mkdir()
