@@ -372,7 +372,7 @@ def plot_image_level(
     rows = block['per_class'] | {'any_finding': block['any_finding']}
     drawn = [c for c in rows if rows[c].get('curve', {}).get('fpr')]
     names = names or sorted(drawn, key=lambda c: (c != 'any_finding', -rows[c]['n_pos']))[:7]
-    fig, (roc, pr) = plt.subplots(1, 2, figsize=(9.4, 4.3))
+    fig, (roc, pr) = plt.subplots(1, 2, figsize=(9.4, 5.9), layout='constrained')
     roc.plot([0, 1], [0, 1], color='0.6', lw=1, ls=':')
     for i, c in enumerate(o for o in names if o in drawn):
         b, q = rows[c], rows[c]['curve']
@@ -388,7 +388,7 @@ def plot_image_level(
     roc.set(xlabel='1 - specificity', ylabel='sensitivity', xlim=(-.01, 1.01), ylim=(-.01, 1.02), title='ROC; dots: at the threshold')
     pr.set(xlabel='sensitivity (recall)', ylabel='PPV (precision)', xlim=(-.01, 1.01), ylim=(-.01, 1.02), title='precision-recall')
     if not drawn: roc.text(.5, .5, 'no finding has both images with and without it', ha='center', fontsize=9); return fig
-    roc.legend(title='AUROC', loc='lower right', fontsize=8); pr.legend(title='AUPRC, and the prevalence (a coin)', loc='upper right', fontsize=8)
+    for ax, title in ((roc, 'AUROC'), (pr, 'AUPRC, and the prevalence (a coin)')): ax.legend(title=title, loc='upper center', bbox_to_anchor=(.5, -.13), fontsize=8)
     return fig
 
 # %% ../nbs/03k_imagelevel.ipynb #5f1f091b

@@ -25,7 +25,7 @@ import torch
 from .data import NIH8, Tables, drawn_by, near, project_root
 from .devices import draw_devices, draw_text
 from .film import Look, collimate, draw_look, expose
-from .findings import DISTRACTORS, FINDINGS, box_of, draw_place, mask_of, prepare
+from .findings import DISTRACTORS, FINDINGS, QUANTILES, box_of, draw_place, mask_of, prepare
 from .nih import load_nih
 from .projection import View
 from .thorax import Anatomy, Body, Chest, Posture, absorb, draw_patient
@@ -100,7 +100,7 @@ def set_up(
     patient:Anatomy=None, # None draws one
     view:str='', # 'PA', 'AP'; '' draws one, bedside films more often with some findings
     difficulty='easy', # a level, or the strength of the findings as a number
-    places:dict=None, # finding -> x, y, w, h in cm, in place of a draw: how severe, and where
+    places:dict=None, # finding -> x, y, w, h in cm: how severe, and where; or what to draw them from, an entry in the form of `PLACES`
 )->Setup:
     "Who is X-rayed, how, and with what"
     seed,level = [int(o) for o in np.atleast_1d(seed)],level_of(difficulty)
@@ -113,7 +113,8 @@ def set_up(
     v,po = draw_view(rng, view or drawn, an)
     look = draw_look(rng, v.view)
     seeds = {f: [int(o) for o in np.atleast_1d(seeds[f])] for f in ORDER if f in seeds}
-    places = {f: (places or {}).get(f) or draw_place(f, np.random.default_rng([*s, 1])) for f,s in seeds.items()}
+    given = places or {}
+    places = {f: given[f] if isinstance(given.get(f), (tuple,list)) else draw_place(f, np.random.default_rng([*s, 1]), given if f in given else None) for f,s in seeds.items()}
     least = {'Nodule': min(level.least, 3.)}
     places = {f: (x, y, *(max(o, least.get(f, level.least)) for o in (w,h))) for f,(x,y,w,h) in places.items()}
     for f,p in places.items(): an,po = prepare(f, p, an, po, np.random.default_rng([*seeds[f], 2]))
@@ -229,9 +230,10 @@ def plan_studies(n:int, # films
 
 def study_setup(s:dict, # from `plan_studies`
                 difficulty='easy',
+                places:dict=None, # as of `set_up`
                )->Setup:
     "The setup of one study"
-    return set_up(s['seed'], s['findings'], s['anatomy'], s['view'], difficulty)
+    return set_up(s['seed'], s['findings'], s['anatomy'], s['view'], difficulty, places)
 
 def draw_study(s:dict, # from `plan_studies`
                size:int=256,
@@ -260,12 +262,12 @@ def _write_png(path, im):
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(cv2.imencode('.png', im)[1].tobytes())
 
-def _write_set(root, n, size, seed, missing, difficulty, masks, device, batch):
+def _write_set(root, n, size, seed, missing, difficulty, masks, device, batch, places=None):
     "Images and the two tables"
     (root/'images').mkdir(parents=True)
     rng, boxes, labels, plan = np.random.default_rng([seed, 1]), [BOX_HEADER], [LABEL_HEADER], plan_studies(n, seed)
     for at in range(0, n, batch):
-        setups = [study_setup(s, difficulty) for s in plan[at:at+batch]]
+        setups = [study_setup(s, difficulty, places) for s in plan[at:at+batch]]
         for s, o, (im, found, maps) in zip(plan[at:], setups, draw_films(setups, size, device, batch)):
             _write_png(root/'images'/s['name'], im)
             if masks:
@@ -285,11 +287,19 @@ def read_marker(root)->dict: # the settings of the set; {} where there are none,
     try: return json.loads((Path(root)/'synthetic.json').read_text())
     except (OSError, ValueError): return {}
 
-def _settings(n, size, seed, missing, difficulty, masks):
+def _own_places(places): # checked, as they come back from JSON
+    shape = {k: np.shape(v) for k, v in dict(side=0, x=QUANTILES, y=QUANTILES, w=QUANTILES, h=QUANTILES, ranks=range(6)).items()}
+    for f, p in places.items():
+        if f not in FINDINGS: raise ValueError(f"places: `{f}` is no finding that is drawn{near(f, FINDINGS) or ':'} expected some of {', '.join(sorted(FINDINGS))}")
+        if not isinstance(p, dict) or {k: np.shape(v) for k, v in p.items()} != shape:
+            raise ValueError(f"places: that of {f} is not in the form of `PLACES`: expected side, nine quantiles each of x, y, w and h in cm, and six ranks, as `fit_places` gives them")
+    return json.loads(json.dumps(places, default=lambda o: np.asarray(o).tolist()))
+
+def _settings(n, size, seed, missing, difficulty, masks, places):
     level_of(difficulty)
     if n < 1 or size < 64: raise ValueError(f"n={n} films of size={size} pixels: expected n of at least 1 and a size of at least 64")
     if not 0 <= missing <= 1: raise ValueError(f"missing={missing}: expected a share from 0 to 1")
-    return dict(generator='cxr_nbdev.synth', version=VERSION, n=n, size=size, seed=seed, missing=missing, difficulty=difficulty) | ({'masks': True} if masks else {})
+    return dict(generator='cxr_nbdev.synth', version=VERSION, n=n, size=size, seed=seed, missing=missing, difficulty=difficulty) | ({'masks': True} if masks else {}) | ({'places': _own_places(places)} if places else {})
 
 # %% ../nbs/00c_synth.ipynb #66c14e11
 def _put_in_place(tmp, root, want):
@@ -320,10 +330,11 @@ def make_synthetic(
     masks:bool=False, # write masks/NAME_FINDING.png too
     device='cpu', # where films are computed
     batch:int=0, # films at a time; 0: as many as are quickest
+    places:dict=None, # in the form of `PLACES`, for all findings or some: where they lie and how large they are in your hospital
 )->Path: # root
     "A folder of synthetic X-rays in NIH's layout; there as a whole or not at all"
     from cxr_nbdev.fast import keep_memory
-    root, want = Path(root).expanduser(), _settings(n, size, seed, missing, difficulty, masks)
+    root, want = Path(root).expanduser(), _settings(n, size, seed, missing, difficulty, masks, places)
     if read_marker(root) == want: return root
     if root.exists() and not is_synthetic(root) and (not root.is_dir() or any(root.iterdir())):
         raise ValueError(f"`{root}` exists and is not a synthetic set (no synthetic.json there calls it one), so it stays as it is; give a new folder")
@@ -332,7 +343,7 @@ def make_synthetic(
     tmp, threads = root.parent/f'.{root.name}-{uuid.uuid4().hex[:12]}.tmp', torch.get_num_threads()
     try:
         keep_memory(); torch.set_num_threads(1)                    # the maps are small: a second thread costs more than it brings
-        _write_set(tmp, n, size, seed, missing, difficulty, masks, device, batch or quickest(size, device))
+        _write_set(tmp, n, size, seed, missing, difficulty, masks, device, batch or quickest(size, device), places)
         (tmp/'synthetic.json').write_text(json.dumps(want, indent=1)+'\n')
         _put_in_place(tmp, root, want)
     finally:
