@@ -436,6 +436,19 @@ def _side_mark(rng, side, lead, x, y):
     tile = _lead(letter, initials, beside)
     return _Mark(tuple(np.ascontiguousarray(o[:, ::-1]) for o in tile) if back else tile, x, y, tall, turn, bright)
 
+def _half(mark, size): # half its width and height in pixels, turned as it is
+    h, w = mark.tile[0].shape
+    c, s = abs(np.cos(mark.turn)), abs(np.sin(mark.turn))
+    return np.array([c*w+s*h, s*w+c*h])*mark.scale*size/2
+
+def _apart(at, half, taken): # centre; half sizes; (centre, half sizes) of what is there: the centre, below all that it would touch
+    at = np.array(at, float)
+    for _ in taken:
+        under = [o[1]+s[1]+half[1] for o, s in taken if (np.abs(at-o) < .999*(half+s)).all()]
+        if not under: break
+        at[1] = max(under)
+    return at
+
 def _machine_words(rng, x, y):
     "Words of the machine: a column along the edge, or scattered"
     time_ = f'{rng.integers(24):02}:{rng.integers(60):02}'
@@ -472,7 +485,7 @@ def draw_text(rng, # numpy Generator
               view:str='PA', # 'PA': mostly a letter of lead; 'AP': mostly PORTABLE, AP, an arrow
               place=None, # (n, 2) cm -> (n, 2) pixels: the letter keeps beside the patient's shoulder
              )->tuple: # ink, cover: (size, size) float32 from 0 to 1
-    "Burnt-in text: what becomes white, and where the picture is painted black before"
+    "Burnt-in text: what becomes white, and where the picture is painted black before; no mark lies on another"
     if view not in ('PA', 'AP'): raise ValueError(f"view={view!r}: expected 'PA' (standing) or 'AP' (at the bedside)")
     marks, boxes = _text_marks(rng, view)
     dx, dy, by_body = rng.uniform(-3, 1), rng.uniform(-4, 7), rng.random() < .6
@@ -480,11 +493,16 @@ def draw_text(rng, # numpy Generator
     for bx, by, w, h in boxes: # with whole pixels, as hospitals do
         x0, y0, x1, y1 = (round(o*size) for o in (bx, by, bx+w, by+h))
         cover[y0:y1, x0:x1] = 1
+    taken = []
     for i, m in enumerate(marks):
         at = np.array([m.x, m.y])*size
         if i == 0 and place is not None and by_body:
             at = np.clip(np.asarray(place(np.array([[19.5+dx, -12+dy]])))[0], .04*size, .96*size)
-        _paste(ink, cover, m, size, at)
+        half = _half(m, size)
+        free = _apart(at, half, taken)
+        if free[1] > at[1] and free[1]+half[1] > size: continue # no room is left below
+        taken.append((free, half))
+        _paste(ink, cover, m, size, free)
     return ink, cover
 
 # %% ../nbs/00be_devices.ipynb #6a08c776

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from .projection import blur, resized
+from .projection import blur, resized, root_
 
 # %% ../nbs/00bf_film.ipynb #c64f1226
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Look:
     equal:float=.4 # how far broad differences are evened out, 0 to 1
     detail:float=.25 # how much fine differences are raised
     dark:float=.04 # distance from black to the lungs, as a share of that from the lungs to the densest parts
+    toe:float=0. # how softly dark ends in black; 0: with a sharp edge
     curve:float=1.7 # bend of the tone curve; 0 is straight
     white:float=.88 # grey value of the densest parts
     frame:tuple=(0.,0.,0.,0.) # unexposed border left, top, right, bottom, as a share of the side
@@ -40,7 +41,7 @@ def draw_look(rng, # numpy Generator
     u,ap = rng.uniform,view=='AP'
     frame = np.where(rng.random(4) < .06, rng.exponential(.03, 4), 0).clip(0, .12)
     return Look(scatter=u(1.2,2.6) if ap else u(.6,1.6), spread=u(3,5), noise=u(.002,.006)*(1.5 if ap else 1), equal=u(.25,.6), detail=u(.25,.9) if ap else u(0,.4),
-                dark=u(.03,.28) if ap else u(-.04,.10), curve=u(.8,2.), white=u(.78,.86) if ap else u(.84,.92), frame=tuple(map(float, frame)), slant=float(rng.normal(0,.02)*(rng.random()<.3)), soft=u(.4,1.))
+                dark=u(.03,.28) if ap else u(-.02,.12), curve=u(.8,2.), white=u(.82,.98) if ap else u(.88,1.), frame=tuple(map(float, frame)), slant=float(rng.normal(0,.02)*(rng.random()<.3)), soft=u(.4,1.), toe=.03)
 
 # %% ../nbs/00bf_film.ipynb #e8eea82c
 def wide(im, # (B, n, n)
@@ -65,7 +66,7 @@ def quantile(x, # tensor
     return float(np.partition(v, k)[k])
 
 # %% ../nbs/00bf_film.ipynb #13f7c04f
-RESPONSE = (.97,.87,1.73,.57,.7,.85,.84,.76,1.03,.93,.99,.85,.77,1.01,.92,.85) # gain of the film's chain in 16 bands from 1 to 100 cycles a picture
+RESPONSE = (.93,.77,1.29,.63,.79,.84,.81,.76,.98,.91,.96,.83,.77,.99,.91,.85) # gain of the film's chain in 16 bands from 1 to 100 cycles a picture
 
 @lru_cache
 def _gains(gains, n): # (n, n//2+1): the gain of each frequency
@@ -102,7 +103,8 @@ def expose(absorbed, # (n, n) line integrals of one film
     if look.detail: sig = sig.mul_(1+look.detail).sub_(wide(sig, 1.1*cm), alpha=look.detail/(1+look.detail))
     s = sig[0]
     air,top = quantile(s, .05, lung > 6),quantile(s, .985, body)
-    x = (s-air).div_(max(top-air, .1)).add_(look.dark).div_(1+look.dark).clamp_(min=0)
+    x = (s-air).div_(max(top-air, .1)).add_(look.dark).div_(1+look.dark)
+    x = root_(x.square().add_(look.toe**2)).add_(x).div_(2)                        # with no toe: x, and 0 below
     if look.curve: x = x.mul_(-look.curve).exp_().neg_().add_(1).div_(1-math.exp(-look.curve))
     x = x.mul_(look.white).clamp_(0,1)
     return respond(x, RESPONSE if look.response is True else look.response) if look.response else x

@@ -120,7 +120,9 @@ def lump(ch:Chest, k:int, rng, box, strength:float):
     rim,spikes = _rim(r, a, rng, str(rng.choice(['smooth','lobed','spiked'], p=[.4,.35,.25])))
     thick = (w+h)/2*rng.uniform(.8,1.1)*(1-(r/rim)**2).clamp(min=0).sqrt()*(1+.06*cloudy(rng, c, .9))+spikes
     thick = torch.minimum(thick.clamp(min=0), c.lung)
-    c.extra += strength*1.05*MORE*thick
+    if strength > 1: strength = 1+(strength-1)*3/thick.max().clamp(min=3)                    # a large one is white enough
+    inside = 1+.15*float(np.clip((max(w,h)-3)/5, 0, 1))*cloudy(rng, c, max(1.5,.3*min(w,h)))  # and not the same all through
+    c.extra += strength*1.05*MORE*thick*inside.clamp(min=.4)
     c.marks *= 1-share(thick, c)
     return c, thick
 
@@ -202,13 +204,15 @@ def pneumothorax(ch, k, rng, box, strength):
     s,W,c = b.an.size,b.an.width,ch.part(k, side*8, -1, 17, 32)
     low,q = float(np.clip(y+.5*h, -11.5*s, 11*s)), float(np.clip(1-.55*w/W, .5, .95))      # the lung touches the wall from here down
     hinge = side*.25*W, -11*s+(low+11*s)*rng.uniform(.15,.75), -1.
-    here = (c.x*side > 0)*torch.sigmoid((low-c.y)/.35)
-    if y-h/2 > -9.5*s: here = here*torch.sigmoid((c.y-y+h/2)/.35)                          # a pocket between adhesions
+    def within(soft): # how gently it ends above and below, cm
+        o = (c.x*side > 0)*torch.sigmoid((low-c.y)/soft)
+        return o*torch.sigmoid((c.y-y+h/2)/soft) if y-h/2 > -9.5*s else o                  # a pocket between adhesions
+    here,mild = within(.35),within(1.1)                    # the box ends where the air thins out
     all_,lung = c.room, c.free(overlap(shrunk(c, b, hinge, q), c.cavity))
     line = c.free(overlap(shrunk(c, b, hinge, q, .08), c.cavity))-lung
     gap = (all_-lung).clamp(min=0)*here
-    c.extra += strength*here*(-LUNG*gap+.8*MORE*line+.05*MORE*lung)
-    c.marks *= 1-here*share(gap, c)**.5*(gap > .02)
+    c.extra += strength*mild*(-LUNG*(all_-lung).clamp(min=0)+.8*MORE*line+.05*MORE*lung)
+    c.marks *= 1-mild*share(gap, c)**.5*(gap > .02)
     seen = (gap/all_.clamp(min=1.))*(all_ > 1)*(c.y < c.floor)*(c.x*side > .28*W)
     return c, blur(seen, .15*ch.size/40)
 
@@ -287,7 +291,8 @@ def atelectasis(ch, k, rng, box, strength):
         c,p = plates(ch, k, rng, b) if bands else patch_of(ch, k, rng, b, .12)
         if not bands: p = p*(.8+.2*torch.sigmoid(2*cloudy(rng, c, 1.5)))
         p = torch.minimum(p, c.lung)
-        c.extra += strength*.8*MORE*p
+        above = math.copysign(1, b[0])*(c.x-b[0])/b[2]-(c.y-b[1])/b[3]       # the box's diagonal; it falls to the outside
+        c.extra += strength*.8*MORE*p*(1. if bands else .6+.9*torch.sigmoid(-14*above-1.4))    # a fissure bounds what has collapsed
         c.marks *= 1-.6*share(p, c)
         out.append((c, blur(p, .1*ch.size/40)))
     return out

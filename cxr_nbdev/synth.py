@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'SEEN_AP', 'ORDER', 'VERSION', 'BOX_HEADER', 'LABEL_HEADER', 'OPTIONS', 'Level', 'level_of', 'draw_view',
-           'Setup', 'draw_findings', 'set_up', 'find', 'clutter', 'visible', 'quickest', 'find_boxes', 'burn_in',
+           'Setup', 'draw_findings', 'set_up', 'put', 'find', 'clutter', 'visible', 'quickest', 'find_boxes', 'burn_in',
            'draw_films', 'synth_image', 'plan_studies', 'study_setup', 'draw_study', 'is_synthetic', 'read_marker',
            'make_synthetic', 'default_set', 'load_synthetic']
 
@@ -37,8 +37,9 @@ class Level:
     strength:float=1. # their absorption; 1: as in life
     clutter:float=1. # devices and look-alikes; 1: as many as in life
     least:float=0. # cm; smaller findings are made as large as this, nodules up to the 3 cm that a nodule may have
+    shown:float=0. # what a finding adds to the line integral at least, on average over where it is seen
 
-LEVELS = {'easy': Level(2.2, 0., 4.5), 'medium': Level(1.5, .5, 2.), 'hard': Level()}
+LEVELS = {'easy': Level(2.2, 0., 4.5, .8), 'medium': Level(1.5, .5, 2., .5), 'hard': Level()}
 
 def level_of(difficulty, # a name in `LEVELS`, or the strength of the findings as a number
             )->Level:
@@ -121,13 +122,21 @@ def set_up(
     return Setup(Body(an, po), v, look, level, places, seeds, seed)
 
 # %% ../nbs/00c_synth.ipynb #32db7ef9
+def put(chest:Chest, k:int, s:Setup, name:str)->torch.Tensor: # (size, size) map
+    "Puts one finding into a chest, as plainly as the level asks for"
+    make,limit = FINDINGS[name]
+    before = chest.extra[k].clone() if s.level.shown else None
+    m = mask_of(chest, make(chest, k, np.random.default_rng([*s.seeds[name], 3]), s.places[name], s.level.strength))
+    if before is not None:
+        added,seen = chest.extra[k]-before,m > limit*m.max()
+        mean = (added*seen).sum()/seen.sum().clamp(min=1)
+        more = torch.where(mean > .01, (s.level.shown/mean).clamp(1,4), 1.)                     # what takes away, as air does, stays as it is
+        chest.extra[k] += added*(more-1)
+    return m
+
 def find(chest:Chest, setups)->list: # for each film a dict finding -> (size, size) map
     "Puts the findings into the chests"
-    out = []
-    for k,s in enumerate(setups):
-        rng = lambda f: np.random.default_rng([*s.seeds[f], 3])
-        out.append({f: mask_of(chest, FINDINGS[f][0](chest, k, rng(f), p, s.level.strength)) for f,p in s.places.items()})
-    return out
+    return [{f: put(chest, k, s, f) for f in s.places} for k,s in enumerate(setups)]
 
 def clutter(chest:Chest, setups)->list: # for each film ink and cover of what is burnt in
     "Adds devices and look-alikes, and writes the letters"
@@ -243,7 +252,7 @@ def draw_study(s:dict, # from `plan_studies`
     return draw_films([study_setup(s, difficulty)], size)[0][:2]
 
 # %% ../nbs/00c_synth.ipynb #3f37e54e
-VERSION = 8 # of the generator; other pixels or boxes need another number
+VERSION = 9 # of the generator; other pixels or boxes need another number
 BOX_HEADER = 'Image Index,Finding Label,Bbox [x,y,w,h],,,'
 LABEL_HEADER = ('Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,'
                 'OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]')

@@ -55,7 +55,7 @@ def draw_patient(rng, # numpy Generator
     old,size,fat = float(np.clip((age-45)/40, 0, 1)), float(np.clip(n(.945 if f else 1.01, .045), .82, 1.13)), float(np.clip(n(2.6 if f else 2.3, .9), .9, 5.5))
     return Anatomy(sex=sex, age=age, size=size, fat=fat,
         width=float(np.clip(n(13.2,.75), 11.2, 15.2))*size, depth=float(np.clip(n(9.+.8*old,.8), 7.2, 11.5))*size,
-        breast=float(np.clip(n(4.6+.5*fat,1.2), 2.5, 8.5)) if f else 0., ratio=float(np.clip(n(.48+.02*old,.035), .39, .56)),
+        breast=float(np.clip(n(4.6+.5*fat,1.2), 2.5, 8.5)) if f else 0., ratio=.5-abs(float(np.clip(n(.48+.02*old,.035), .39, .61))-.5),
         lean=float(np.clip(n(.67,.03), .58, .75)), axis=float(np.clip(n(.66+.05*(1-fat/3),.12), .35, 1.05)), knob=float(np.clip(n(1.25+.6*old,.2), 1., 2.4)),
         hilum=float(np.clip(n(1.,.15), .7, 1.5)), slope=float(np.clip(n(9.2,1.2), 6, 12.5)), spine=float(n(0,.5+.5*old)),
         bone=float(np.clip(n(1.05-.25*old,.12), .6, 1.35)), gas=float(rng.uniform(.05,1.)), seed=int(rng.integers(2**31)))
@@ -202,7 +202,7 @@ class Chest:
         self.cavity,self.middle = self.round(get('cavity'), .6),self.round(get('middle'), -.4)
         self.floor,self.belly = under_diaphragm(self.beam, get('dome'), self.coarse)
         self.put_heart(get('heart'), get('great'))
-        self.put_soft(self.round(get('trunk'), .9), get('soft'), get('gas'))
+        self.put_soft(self.round(get('trunk'), .2), get('soft'), get('gas'))
         self.extra,self.marks = torch.zeros_like(self.lung), torch.ones_like(self.lung)
 
 # %% ../nbs/00bd_thorax.ipynb #f48e03ac
